@@ -10,4 +10,5 @@
 pub mod checksum;
 pub mod id;
 pub mod name;
+pub mod peer;
 pub mod policy;

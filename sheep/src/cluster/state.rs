@@ -1,0 +1,767 @@
+//! The cluster state: what the log's entries add up to. Pure; every node computes the same.
+//!
+//! Called by the cluster log for every committed entry; read by everyone through a shared snapshot.
+//! Cloning is cheap (persistent maps). The invariants are in [`ClusterState::validate`].
+
+use std::sync::Arc;
+
+use imbl::{OrdMap, OrdSet, Vector};
+use serde::{Deserialize, Serialize};
+use wire::id::{Birth, ClusterId, Epoch, Generation, NodeId, Session, SlotIndex, VdiId};
+use wire::name::VdiName;
+use wire::policy::Copies;
+
+use super::entry::{ClusterEntry, ClusterReply, NodeSpec, Refusal};
+use super::slots::{Live, MemberState, SlotConfig};
+use crate::placement::{MAX_NODES, PlacementTable, Ring, RingNode, SlotCount, slot_of};
+
+/// The largest VDI: 2^32 objects of 4 MiB.
+pub const VDI_SIZE_MAX: u64 = 1 << 54;
+/// Bytes of a VDI's data in one object.
+pub const OBJECT_SIZE: u32 = 4 << 20;
+/// The format of an encoded state. Version 1 is MessagePack by field name.
+const ENCODING: u8 = 1;
+
+/// Whether a node takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeStatus {
+    /// Its session is alive.
+    Up,
+    /// Its session is over; its place on the ring is kept.
+    Down,
+    /// It has been away for so long that others took its place.
+    Out,
+}
+
+/// A member of the ring.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// What it said when its current session joined.
+    pub spec: NodeSpec,
+    /// Whether it takes part.
+    pub status: NodeStatus,
+    /// Everything is being moved off it.
+    pub draining: bool,
+    /// Its disk failed in this session; why.
+    pub disk_failed: Option<String>,
+    /// When its status changed last, for people.
+    pub since_ms: u64,
+}
+
+impl Node {
+    /// Its session, if that is alive.
+    pub fn live_session(&self) -> Option<Session> {
+        (self.status == NodeStatus::Up).then_some(self.spec.session)
+    }
+
+    /// Whether it should hold copies.
+    fn is_target(&self) -> bool {
+        !self.spec.gateway && !self.draining && self.disk_failed.is_none() && self.status != NodeStatus::Out
+    }
+}
+
+/// Who owns a VDI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ownership {
+    /// Raised by every change of owner; the last one used if nobody owns the VDI.
+    pub generation: Generation,
+    /// The owner, if there is one.
+    pub session: Option<Session>,
+}
+
+/// A VDI.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vdi {
+    /// Its id.
+    pub id: VdiId,
+    /// Its name.
+    pub name: VdiName,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its copies.
+    pub copies: Copies,
+    /// How many copies must be in sync for a write.
+    pub min_copies: u8,
+    /// When it was created, milliseconds since 1970.
+    pub created_ms: u64,
+    /// The birth of its object map's root page; absent while nothing was ever allocated.
+    pub root: Option<Birth>,
+    /// Who owns it.
+    pub owner: Ownership,
+    /// The highest attach generation of each client that named itself.
+    pub attached: OrdMap<String, u64>,
+    /// Allocated objects when the last owner let go of it.
+    pub used_objects: u64,
+}
+
+impl Vdi {
+    /// How many data objects the VDI has at most.
+    pub fn object_count(&self) -> u64 {
+        self.size.div_ceil(u64::from(OBJECT_SIZE))
+    }
+}
+
+/// What the ring was founded with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Format {
+    /// The ring's identity.
+    pub cluster: ClusterId,
+    /// Default copies of a VDI.
+    pub copies: Copies,
+    /// Number of slots.
+    pub slots: u32,
+    /// When, milliseconds since 1970.
+    pub created_ms: u64,
+    /// Which features every member must know; raised by an upgrade.
+    pub feature_level: u32,
+}
+
+/// How recovery may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RecoveryLimit {
+    /// Background copying stands still.
+    pub paused: bool,
+    /// Bytes a second per node; no limit if absent.
+    pub bytes_per_second: Option<u64>,
+}
+
+type Slots = Vector<Arc<SlotConfig>>;
+
+/// The state that the log's entries add up to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ClusterState {
+    format: Option<Format>,
+    epoch: Epoch,
+    nodes: OrdMap<NodeId, Node>,
+    removed: OrdSet<NodeId>,
+    slots: OrdMap<Copies, Slots>,
+    vdis: OrdMap<VdiId, Vdi>,
+    names: OrdMap<VdiName, VdiId>,
+    last_vdi: u64,
+    /// The index of the last entry that changed an owner: copies found equal before it must look again.
+    owners_changed: u64,
+    recovery: RecoveryLimit,
+    /// Where copies belong; follows from `nodes` and is not encoded.
+    #[serde(skip)]
+    placement: OrdMap<Copies, Arc<PlacementTable>>,
+}
+
+impl ClusterState {
+    /// What the ring was founded with; `None` before.
+    pub fn format(&self) -> Option<&Format> {
+        self.format.as_ref()
+    }
+
+    /// The version of the membership.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// All members, dead ones included, by id.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// One member.
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// Whether a node was removed for good.
+    pub fn is_removed(&self, id: NodeId) -> bool {
+        self.removed.contains(&id)
+    }
+
+    /// Whether a session is alive.
+    pub fn is_live(&self, session: Session) -> bool {
+        self.node(session.node).and_then(Node::live_session) == Some(session)
+    }
+
+    /// All VDIs by id.
+    pub fn vdis(&self) -> impl Iterator<Item = &Vdi> {
+        self.vdis.values()
+    }
+
+    /// One VDI.
+    pub fn vdi(&self, id: VdiId) -> Option<&Vdi> {
+        self.vdis.get(&id)
+    }
+
+    /// One VDI by name.
+    pub fn vdi_named(&self, name: &VdiName) -> Option<&Vdi> {
+        self.vdis.get(self.names.get(name)?)
+    }
+
+    /// Whether a VDI existed and was deleted. Ids are given in order and never twice, so that needs no list.
+    pub fn is_deleted(&self, id: VdiId) -> bool {
+        id.0 <= self.last_vdi && !self.vdis.contains_key(&id)
+    }
+
+    /// The number of slots; the default before format.
+    pub fn slot_count(&self) -> SlotCount {
+        self.format.as_ref().and_then(|f| SlotCount::new(f.slots).ok()).unwrap_or_default()
+    }
+
+    /// The slot of an object. VDIs are their own families as long as there are no clones.
+    pub fn slot_of(&self, oid: wire::id::Oid) -> SlotIndex {
+        slot_of(oid.creator(), oid, self.slot_count())
+    }
+
+    /// The configuration of a slot.
+    pub fn slot(&self, copies: Copies, slot: SlotIndex) -> Option<&Arc<SlotConfig>> {
+        self.slots.get(&copies)?.get(slot.0 as usize)
+    }
+
+    /// All slots of all policies in use.
+    pub fn slots(&self) -> impl Iterator<Item = (Copies, SlotIndex, &Arc<SlotConfig>)> {
+        self.slots.iter().flat_map(|(copies, slots)| {
+            slots.iter().enumerate().map(move |(i, config)| (*copies, SlotIndex(i as u32), config))
+        })
+    }
+
+    /// The index of the last entry that changed an owner.
+    pub fn owners_changed(&self) -> u64 {
+        self.owners_changed
+    }
+
+    /// How recovery may go on.
+    pub fn recovery(&self) -> RecoveryLimit {
+        self.recovery
+    }
+
+    /// Whether a slot has all its copies in sync on live nodes.
+    pub fn is_fully_redundant(&self, copies: Copies, config: &SlotConfig) -> bool {
+        let in_sync = config.in_state(MemberState::InSync).filter(|m| self.serves(m.session)).count();
+        in_sync >= usize::from(copies.get())
+    }
+
+    /// Applies one entry. Deterministic; refuses without a change what does not fit.
+    pub fn apply_entry(&mut self, index: u64, entry: &ClusterEntry) -> ClusterReply {
+        self.try_apply(index, entry).unwrap_or_else(ClusterReply::Refused)
+    }
+
+    fn try_apply(&mut self, index: u64, entry: &ClusterEntry) -> Result<ClusterReply, Refusal> {
+        if let ClusterEntry::Format { cluster, copies, slots, nodes, now_ms } = entry {
+            return self.found(*cluster, *copies, *slots, nodes, *now_ms);
+        }
+        if self.format.is_none() {
+            return Err(Refusal::NotFormatted);
+        }
+        match entry {
+            ClusterEntry::Format { .. } => unreachable!("handled above"),
+            ClusterEntry::Join { node, now_ms } => self.join(index, node, *now_ms),
+            ClusterEntry::Evict { sessions, now_ms } => {
+                let mut any = false;
+                for session in sessions.iter().filter(|s| self.is_live(**s)).copied().collect::<Vec<_>>() {
+                    self.end_session(session, *now_ms);
+                    any = true;
+                }
+                if any {
+                    self.membership_changed(index, false);
+                }
+                Ok(ClusterReply::Done)
+            }
+            ClusterEntry::Leave { session, now_ms } => {
+                if self.is_live(*session) {
+                    self.end_session(*session, *now_ms);
+                    self.membership_changed(index, false);
+                }
+                Ok(ClusterReply::Done)
+            }
+            ClusterEntry::Out { node } => {
+                let known = self.nodes.get_mut(node).ok_or(Refusal::NoSuchNode(*node))?;
+                if known.status == NodeStatus::Down {
+                    known.status = NodeStatus::Out;
+                    self.membership_changed(index, true);
+                }
+                Ok(ClusterReply::Done)
+            }
+            ClusterEntry::Drain { node, on } => {
+                let known = self.nodes.get_mut(node).ok_or(Refusal::NoSuchNode(*node))?;
+                if known.draining != *on {
+                    known.draining = *on;
+                    self.membership_changed(index, true);
+                }
+                Ok(ClusterReply::Done)
+            }
+            ClusterEntry::Remove { node } => self.remove(index, *node),
+            ClusterEntry::FailDisk { session, reason } => {
+                self.live(*session)?;
+                if let Some(node) = self.nodes.get_mut(&session.node) {
+                    node.disk_failed.get_or_insert_with(|| reason.clone());
+                }
+                self.membership_changed(index, true);
+                Ok(ClusterReply::Done)
+            }
+            ClusterEntry::Admit { session, copies, slots, seen } => {
+                self.live(*session)?;
+                Ok(ClusterReply::Admitted(self.admit(*session, *copies, slots, *seen)))
+            }
+            ClusterEntry::Demote { session, copies, slot, version } => {
+                self.demote(*session, *copies, *slot, *version);
+                Ok(ClusterReply::Done)
+            }
+            ClusterEntry::CreateVdi { name, size, copies, now_ms } => {
+                self.create_vdi(name, *size, *copies, *now_ms)
+            }
+            ClusterEntry::DeleteVdi { vdi } => self.delete_vdi(*vdi),
+            ClusterEntry::Acquire { vdi, session } => self.acquire(index, *vdi, *session),
+            ClusterEntry::Release { vdi, generation, to, used } => {
+                self.release(index, *vdi, *generation, *to, *used)
+            }
+            ClusterEntry::SetRoot { vdi, generation, root } => {
+                let vdi = self.owned(*vdi, *generation)?;
+                vdi.root.get_or_insert(*root);
+                Ok(ClusterReply::Done)
+            }
+            ClusterEntry::Attach { vdi, client, generation } => {
+                let vdi = self.vdis.get_mut(vdi).ok_or(Refusal::NoSuchVdi(*vdi))?;
+                match vdi.attached.get(client).copied() {
+                    Some(known) if known > *generation => {
+                        Err(Refusal::AttachFenced { client: client.clone(), known })
+                    }
+                    _ => {
+                        vdi.attached.insert(client.clone(), *generation);
+                        Ok(ClusterReply::Done)
+                    }
+                }
+            }
+            ClusterEntry::SetRecovery { paused, limit } => {
+                self.recovery = RecoveryLimit { paused: *paused, bytes_per_second: *limit };
+                Ok(ClusterReply::Done)
+            }
+        }
+    }
+
+    fn live(&self, session: Session) -> Result<(), Refusal> {
+        if self.is_live(session) { Ok(()) } else { Err(Refusal::SessionOver(session)) }
+    }
+
+    fn owned(&mut self, id: VdiId, generation: Generation) -> Result<&mut Vdi, Refusal> {
+        let vdi = self.vdis.get_mut(&id).ok_or(Refusal::NoSuchVdi(id))?;
+        if vdi.owner.session.is_none() || vdi.owner.generation != generation {
+            return Err(Refusal::GenerationOver(generation));
+        }
+        Ok(vdi)
+    }
+
+    fn found(
+        &mut self,
+        cluster: ClusterId,
+        copies: Copies,
+        slots: u32,
+        nodes: &[NodeSpec],
+        now_ms: u64,
+    ) -> Result<ClusterReply, Refusal> {
+        if self.format.is_some() {
+            return Err(Refusal::AlreadyFormatted);
+        }
+        SlotCount::new(slots).map_err(|_| Refusal::BadSlots(slots))?;
+        if nodes.len() > MAX_NODES {
+            return Err(Refusal::TooManyNodes(MAX_NODES as u32));
+        }
+        self.format = Some(Format { cluster, copies, slots, created_ms: now_ms, feature_level: 1 });
+        for spec in nodes {
+            self.nodes.insert(spec.session.node, new_node(spec, now_ms));
+        }
+        self.epoch = Epoch(1);
+        self.use_policy(copies);
+        Ok(ClusterReply::Done)
+    }
+
+    fn join(&mut self, index: u64, spec: &NodeSpec, now_ms: u64) -> Result<ClusterReply, Refusal> {
+        let id = spec.session.node;
+        if self.removed.contains(&id) {
+            return Err(Refusal::NodeRemoved(id));
+        }
+        let mut moved = true;
+        match self.nodes.get(&id) {
+            Some(known) if known.spec == *spec && known.status == NodeStatus::Up => {
+                return Ok(ClusterReply::Done);
+            }
+            Some(known) if known.spec.session.start >= spec.session.start => {
+                return Err(Refusal::StartNotHigher {
+                    node: id,
+                    start: spec.session.start,
+                    seen: known.spec.session.start,
+                });
+            }
+            Some(known) => {
+                let same_place = known.spec.vnodes == spec.vnodes
+                    && known.spec.zone == spec.zone
+                    && known.spec.gateway == spec.gateway
+                    && known.disk_failed.is_none()
+                    && known.status != NodeStatus::Out;
+                moved = !same_place;
+                let (old, draining) = (known.spec.session, known.draining);
+                self.end_session(old, now_ms);
+                self.nodes.insert(id, Node { draining, ..new_node(spec, now_ms) });
+            }
+            None if self.nodes.len() >= MAX_NODES => {
+                return Err(Refusal::TooManyNodes(MAX_NODES as u32));
+            }
+            None => {
+                self.nodes.insert(id, new_node(spec, now_ms));
+            }
+        }
+        self.membership_changed(index, moved);
+        Ok(ClusterReply::Done)
+    }
+
+    /// Marks a live session as over and takes its VDIs from it.
+    fn end_session(&mut self, session: Session, now_ms: u64) {
+        let Some(node) = self.nodes.get_mut(&session.node).filter(|n| n.spec.session == session) else {
+            return;
+        };
+        if node.status == NodeStatus::Up {
+            node.status = NodeStatus::Down;
+            node.since_ms = now_ms;
+        }
+        self.disown(|owner| owner == session);
+    }
+
+    fn disown(&mut self, which: impl Fn(Session) -> bool) {
+        let ids: Vec<VdiId> =
+            self.vdis.values().filter(|v| v.owner.session.is_some_and(&which)).map(|v| v.id).collect();
+        for id in ids {
+            if let Some(vdi) = self.vdis.get_mut(&id) {
+                vdi.owner.session = None;
+            }
+        }
+    }
+
+    fn remove(&mut self, index: u64, id: NodeId) -> Result<ClusterReply, Refusal> {
+        let Some(node) = self.nodes.get(&id) else {
+            return if self.removed.contains(&id) {
+                Ok(ClusterReply::Done)
+            } else {
+                Err(Refusal::NoSuchNode(id))
+            };
+        };
+        if node.status == NodeStatus::Up && !node.draining {
+            return Err(Refusal::NodeInUse(id));
+        }
+        // What the node alone has in sync would be gone; while it is alive, whatever it still holds would be.
+        let alive = node.status == NodeStatus::Up;
+        let held = self
+            .slots()
+            .filter(|(_, _, config)| {
+                let here = config.on_node(id).is_some_and(|m| m.state != MemberState::CatchingUp);
+                here && (alive || !self.has_live_copy(config))
+            })
+            .count();
+        if held > 0 {
+            return Err(Refusal::LastCopies { node: id, slots: held as u32 });
+        }
+        let session = node.spec.session;
+        self.end_session(session, 0);
+        self.nodes.remove(&id);
+        self.removed.insert(id);
+        self.membership_changed(index, true);
+        Ok(ClusterReply::Done)
+    }
+
+    /// Whether a slot has an in-sync copy on a live node.
+    pub fn has_live_copy(&self, config: &SlotConfig) -> bool {
+        config.in_state(MemberState::InSync).any(|m| self.serves(m.session))
+    }
+
+    /// Whether a slot is on record but nobody who may be read is there.
+    pub fn waits(&self, config: &SlotConfig) -> bool {
+        !config.members.is_empty() && !self.has_live_copy(config)
+    }
+
+    /// Whether a session is alive and its disk works.
+    pub fn serves(&self, session: Session) -> bool {
+        self.live_disk(session.node).is_some_and(|l| l.session == session)
+    }
+
+    fn live_disk(&self, id: NodeId) -> Option<Live> {
+        let node = self.nodes.get(&id)?;
+        let session = node.live_session().filter(|_| node.disk_failed.is_none())?;
+        Some(Live { session, boot: node.spec.boot })
+    }
+
+    /// Brings every slot in line with the members; `moved` if the ring itself is another.
+    fn membership_changed(&mut self, index: u64, moved: bool) {
+        self.epoch.0 += 1;
+        if moved {
+            self.placement = OrdMap::new();
+        }
+        let mut resumed = false;
+        for copies in self.slots.keys().copied().collect::<Vec<_>>() {
+            let table = self.table(copies);
+            let mut slots = self.slots.get(&copies).cloned().unwrap_or_default();
+            let mut changes = Vec::new();
+            for (i, config) in slots.iter().enumerate() {
+                let targets = table.get(SlotIndex(i as u32)).unwrap_or_default();
+                let was_waiting = !config
+                    .in_state(MemberState::InSync)
+                    .any(|m| self.live_disk(m.session.node).is_some_and(|l| l.session == m.session));
+                if let Some(next) =
+                    config.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
+                {
+                    resumed |= was_waiting && self.has_live_copy(&next);
+                    changes.push((i, next));
+                }
+            }
+            for (i, mut next) in changes {
+                // A set that has just resumed also gets its other targets.
+                let targets = table.get(SlotIndex(i as u32)).unwrap_or_default();
+                if let Some(more) =
+                    next.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
+                {
+                    next = more;
+                }
+                slots.set(i, Arc::new(next));
+            }
+            self.slots.insert(copies, slots);
+        }
+        if resumed {
+            // Copies that had all been away may differ in what was never flushed: every VDI is to be taken
+            // over anew, which settles them before the first read.
+            self.disown(|_| true);
+        }
+        self.owners_changed = index;
+    }
+
+    /// Where copies belong under the current ring.
+    fn table(&mut self, copies: Copies) -> Arc<PlacementTable> {
+        if let Some(table) = self.placement.get(&copies) {
+            return table.clone();
+        }
+        let nodes: Vec<RingNode> = self
+            .nodes
+            .values()
+            .filter(|n| n.is_target())
+            .map(|n| RingNode {
+                id: n.spec.session.node,
+                zone: n.spec.zone.as_str().into(),
+                vnodes: n.spec.vnodes,
+            })
+            .collect();
+        let ring = Ring::new(&nodes).expect("Join enforces the ring's limits");
+        let table = Arc::new(PlacementTable::new(&ring, self.slot_count(), copies));
+        self.placement.insert(copies, table.clone());
+        table
+    }
+
+    /// Makes the slots of a policy; all are empty, so whoever should hold them is in sync.
+    fn use_policy(&mut self, copies: Copies) {
+        if self.slots.contains_key(&copies) {
+            return;
+        }
+        let table = self.table(copies);
+        let slots = table
+            .iter()
+            .map(|(_, targets)| Arc::new(SlotConfig::new(targets.iter().filter_map(|n| self.live_disk(*n)))))
+            .collect();
+        self.slots.insert(copies, slots);
+    }
+
+    fn admit(&mut self, session: Session, copies: Copies, admitted: &[(SlotIndex, u64)], seen: u64) -> u32 {
+        if seen < self.owners_changed {
+            return 0;
+        }
+        let table = self.table(copies);
+        let Some(mut slots) = self.slots.get(&copies).cloned() else { return 0 };
+        let mut count = 0;
+        for &(slot, since) in admitted {
+            let Some(config) = slots.get(slot.0 as usize) else { continue };
+            let mut next = SlotConfig::clone(config);
+            let Some(member) = next
+                .members
+                .iter_mut()
+                .find(|m| m.session == session && m.state == MemberState::CatchingUp && m.since == since)
+            else {
+                continue;
+            };
+            next.version += 1;
+            member.state = MemberState::InSync;
+            member.since = next.version;
+            count += 1;
+            let targets = table.get(slot).unwrap_or_default();
+            if let Some(trimmed) =
+                next.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
+            {
+                next = trimmed;
+            }
+            slots.set(slot.0 as usize, Arc::new(next));
+        }
+        self.slots.insert(copies, slots);
+        count
+    }
+
+    fn demote(&mut self, session: Session, copies: Copies, slot: SlotIndex, version: u64) {
+        let Some(slots) = self.slots.get(&copies) else { return };
+        let Some(config) = slots.get(slot.0 as usize) else { return };
+        // Never the last one: better to wait than to forget where the data is.
+        let others =
+            config.in_state(MemberState::InSync).any(|m| m.session != session && self.serves(m.session));
+        if config.version < version || !others {
+            return;
+        }
+        let mut next = SlotConfig::clone(config);
+        let Some(member) = next.members.iter_mut().find(|m| m.session == session) else { return };
+        next.version += 1;
+        member.state = MemberState::CatchingUp;
+        member.since = next.version;
+        let mut slots = slots.clone();
+        slots.set(slot.0 as usize, Arc::new(next));
+        self.slots.insert(copies, slots);
+    }
+
+    fn create_vdi(
+        &mut self,
+        name: &VdiName,
+        size: u64,
+        copies: Option<Copies>,
+        now_ms: u64,
+    ) -> Result<ClusterReply, Refusal> {
+        if size == 0 || size > VDI_SIZE_MAX || size % 512 != 0 {
+            return Err(Refusal::BadSize(size));
+        }
+        if self.names.contains_key(name) {
+            return Err(Refusal::NameTaken(name.clone()));
+        }
+        let copies = copies.or(self.format.as_ref().map(|f| f.copies)).ok_or(Refusal::NotFormatted)?;
+        self.last_vdi = self.last_vdi.checked_add(1).ok_or(Refusal::Exhausted)?;
+        let id = VdiId(self.last_vdi);
+        self.use_policy(copies);
+        self.vdis.insert(
+            id,
+            Vdi {
+                id,
+                name: name.clone(),
+                size,
+                copies,
+                min_copies: copies.min_default(),
+                created_ms: now_ms,
+                root: None,
+                owner: Ownership { generation: Generation(0), session: None },
+                attached: OrdMap::new(),
+                used_objects: 0,
+            },
+        );
+        self.names.insert(name.clone(), id);
+        Ok(ClusterReply::Created(id))
+    }
+
+    fn delete_vdi(&mut self, id: VdiId) -> Result<ClusterReply, Refusal> {
+        let vdi = self.vdis.get(&id).ok_or(Refusal::NoSuchVdi(id))?;
+        if let Some(owner) = vdi.owner.session {
+            return Err(Refusal::InUse(owner.node));
+        }
+        self.names.remove(&vdi.name);
+        self.vdis.remove(&id);
+        Ok(ClusterReply::Done)
+    }
+
+    fn acquire(&mut self, index: u64, id: VdiId, session: Session) -> Result<ClusterReply, Refusal> {
+        self.live(session)?;
+        let vdi = self.vdis.get_mut(&id).ok_or(Refusal::NoSuchVdi(id))?;
+        let owner = match vdi.owner.session {
+            Some(owner) => owner,
+            None => {
+                vdi.owner = Ownership { generation: next(vdi.owner.generation)?, session: Some(session) };
+                self.owners_changed = index;
+                session
+            }
+        };
+        Ok(ClusterReply::Owner { session: owner, generation: vdi.owner.generation })
+    }
+
+    fn release(
+        &mut self,
+        index: u64,
+        id: VdiId,
+        generation: Generation,
+        to: Option<Session>,
+        used: Option<u64>,
+    ) -> Result<ClusterReply, Refusal> {
+        let to = to.filter(|s| self.is_live(*s));
+        let vdi = self.owned(id, generation)?;
+        if let Some(used) = used {
+            vdi.used_objects = used;
+        }
+        vdi.owner = match to {
+            Some(_) => Ownership { generation: next(generation)?, session: to },
+            None => Ownership { generation, session: None },
+        };
+        self.owners_changed = index;
+        Ok(ClusterReply::Done)
+    }
+
+    /// Checks what must hold after every entry; the text names what does not.
+    pub fn validate(&self) -> Result<(), String> {
+        for (copies, slot, config) in self.slots() {
+            let mut nodes: Vec<NodeId> = config.members.iter().map(|m| m.session.node).collect();
+            nodes.sort_unstable();
+            nodes.dedup();
+            if nodes.len() != config.members.len() {
+                return Err(format!("slot {copies}/{slot} has a node twice: {config:?}"));
+            }
+            if config.members.iter().any(|m| m.since > config.version) {
+                return Err(format!("slot {copies}/{slot} has a member from the future: {config:?}"));
+            }
+            let live = self.has_live_copy(config);
+            for m in &config.members {
+                let alive = self.serves(m.session);
+                let fits = match m.state {
+                    MemberState::InSync => alive || !live,
+                    MemberState::CatchingUp => alive && live,
+                    MemberState::Returned => alive && !live,
+                };
+                if !fits {
+                    return Err(format!("slot {copies}/{slot} keeps {m:?} against the members: {config:?}"));
+                }
+            }
+        }
+        for vdi in self.vdis() {
+            if self.names.get(&vdi.name) != Some(&vdi.id) || vdi.id.0 > self.last_vdi {
+                return Err(format!("VDI {} is not listed under its name", vdi.id));
+            }
+            if vdi.owner.session.is_some_and(|s| !self.is_live(s)) {
+                return Err(format!("VDI {} is owned by a session that is over", vdi.id));
+            }
+            if !self.slots.contains_key(&vdi.copies) {
+                return Err(format!("VDI {} has no slots for its {} copies", vdi.id, vdi.copies));
+            }
+        }
+        if self.names.len() != self.vdis.len() {
+            return Err("names and VDIs differ in number".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The state as bytes, for the log's snapshots.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![ENCODING];
+        rmp_serde::encode::write_named(&mut bytes, self).expect("plain data can always be encoded");
+        bytes
+    }
+
+    /// The state from a snapshot's bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
+        match bytes.split_first() {
+            Some((&ENCODING, rest)) => rmp_serde::from_slice(rest).map_err(|e| format!("cluster state: {e}")),
+            Some((version, _)) => {
+                Err(format!("cluster state has format {version}, this release reads {ENCODING}"))
+            }
+            None => Err("cluster state is empty".to_owned()),
+        }
+    }
+}
+
+fn new_node(spec: &NodeSpec, now_ms: u64) -> Node {
+    Node { spec: spec.clone(), status: NodeStatus::Up, draining: false, disk_failed: None, since_ms: now_ms }
+}
+
+/// The next generation; a birth has room for 40 bits of it.
+fn next(generation: Generation) -> Result<Generation, Refusal> {
+    let next = generation.0 + 1;
+    if next < 1 << 40 { Ok(Generation(next)) } else { Err(Refusal::Exhausted) }
+}
+
+#[cfg(test)]
+mod tests;
