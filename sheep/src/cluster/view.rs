@@ -1,0 +1,49 @@
+//! The cluster state as everyone on this node sees it: the newest applied, shared and awaitable.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::log::Applied;
+use super::state::ClusterState;
+
+/// A handle on the newest applied state. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct View {
+    applied: watch::Receiver<Applied<ClusterState>>,
+}
+
+impl View {
+    pub(crate) fn new(applied: watch::Receiver<Applied<ClusterState>>) -> Self {
+        Self { applied }
+    }
+
+    /// The newest state.
+    pub(crate) fn state(&self) -> Arc<ClusterState> {
+        self.applied.borrow().state.clone()
+    }
+
+    /// The newest state and the log index it includes.
+    pub(crate) fn applied(&self) -> Applied<ClusterState> {
+        self.applied.borrow().clone()
+    }
+
+    /// A receiver of its own, for waiting on changes.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Applied<ClusterState>> {
+        self.applied.clone()
+    }
+
+    /// Waits until the state includes the entry at `index`. Cancel-safe.
+    pub(crate) async fn reaches(&self, index: u64) {
+        let mut applied = self.applied.clone();
+        // The sender lives as long as the node; when it goes, so does whoever waits.
+        let _gone = applied.wait_for(|a| a.index >= index).await;
+    }
+
+    /// Waits until the state changes, but not forever: what else could have changed is looked at too.
+    pub(crate) async fn change(&self, at_most: std::time::Duration) {
+        let mut applied = self.applied.clone();
+        applied.mark_unchanged();
+        let _either = tokio::time::timeout(at_most, applied.changed()).await;
+    }
+}

@@ -1,0 +1,132 @@
+//! The source's side of catching up: what a slot holds, and copies of its objects; and settling patches.
+
+use bytes::BytesMut;
+use wire::frame::Payload;
+use wire::id::{SlotIndex, Version};
+use wire::peer::{CatchUpRequest, ListReply, Listed, PatchRequest, PullReply, Status};
+use wire::policy::Copies;
+
+use super::serve::unpack_blocks;
+use super::{Replica, Role, key_of, ref_of};
+use crate::store::{BlockEntry, ObjectKey};
+
+/// Bytes of blocks in one answer to PULL; one lane stands still for as long as it takes to read them.
+const PULL_BYTES_MAX: usize = 8 << 20;
+
+impl Replica {
+    /// Whether this node may serve as a source: in sync, and so far along in the log that all it takes from
+    /// now on is sent to the asker too.
+    fn check_source(&self, request: &CatchUpRequest) -> Result<(Copies, SlotIndex), Status> {
+        if request.to_start != self.me.start {
+            return Err(Status::WrongSession);
+        }
+        let copies = Copies::new(request.copies.into()).map_err(|_| Status::Invalid)?;
+        let slot = SlotIndex(request.slot);
+        let applied = self.view.applied();
+        let config = applied.state.slot(copies, slot).ok_or(Status::Busy)?;
+        let caught_up = applied.index >= request.applied && config.version >= request.since;
+        if !caught_up || self.role(&applied.state, copies, slot) != Role::InSync {
+            return Err(Status::Busy);
+        }
+        Ok((copies, slot))
+    }
+
+    /// The slot's objects with their versions, in order.
+    pub(super) fn list_slot(&self, request: &CatchUpRequest, limit: usize) -> Result<ListReply, Status> {
+        let (copies, slot) = self.check_source(request)?;
+        // Whoever began under an older configuration has ended once this has been held.
+        drop(self.slot_gate(slot).write());
+        let mut listed = self.store.list_slot(copies, slot).map_err(|e| self.status(e))?;
+        listed.sort_unstable_by_key(|o| (o.oid, o.birth));
+        let after = request.after.map(|o| (o.oid(), o.birth()));
+        let mut reply = ListReply::default();
+        for stat in listed.into_iter().filter(|o| after.is_none_or(|a| (o.oid, o.birth) > a)) {
+            if reply.objects.len() == limit {
+                reply.more = true;
+                break;
+            }
+            let key = ObjectKey { copies, slot, oid: stat.oid, birth: stat.birth };
+            reply.objects.push(Listed { object: ref_of(&key, stat.size), version: stat.version.into() });
+        }
+        Ok(reply)
+    }
+
+    /// A copy of an object between two writes, without the blocks that the asker has. In its lane. Blocks.
+    pub(super) fn pull(
+        &self,
+        request: &CatchUpRequest,
+        key: &ObjectKey,
+    ) -> Result<(PullReply, Payload), Status> {
+        let (copies, slot) = self.check_source(request)?;
+        if (key.copies, key.slot) != (copies, slot) {
+            return Err(Status::Invalid);
+        }
+        let state = self.view.state();
+        // While an owner takes over, copies may still differ in what its predecessor left.
+        let vdi = key.oid.creator();
+        if let Some(owner) = state.vdi(vdi).map(|v| v.owner).filter(|o| o.session.is_some()) {
+            let settled = self.vdi(vdi).settled.load(std::sync::atomic::Ordering::Acquire);
+            if settled < owner.generation.0 {
+                return Err(Status::Busy);
+            }
+        }
+        let version = self.store.version(key).map_err(|e| self.status(e))?;
+        if request.at_least.is_some_and(|v| version < Version::from(v)) {
+            return Err(Status::Busy);
+        }
+        let table = self.store.table(key).map_err(|e| self.status(e))?;
+        let theirs: Vec<BlockEntry> =
+            request.entries.chunks_exact(2).map(|e| BlockEntry { crc: e[0], stamp: e[1] }).collect();
+        let mut reply = PullReply { version: version.into(), ..PullReply::default() };
+        let mut present = Vec::new();
+        for (index, entry) in (0u32..).zip(&table) {
+            if theirs.get(index as usize) == Some(entry) {
+                continue;
+            }
+            if present.len() * wire::checksum::BLOCK_SIZE >= PULL_BYTES_MAX {
+                reply.more = true;
+                break;
+            }
+            reply.blocks.extend([index, entry.crc, entry.stamp]);
+            if entry.is_present() {
+                present.push(index);
+            }
+        }
+        let blocks = self.store.read_blocks(key, &present).map_err(|e| self.status(e))?;
+        let mut data = BytesMut::with_capacity(present.len() * wire::checksum::BLOCK_SIZE);
+        blocks.iter().for_each(|b| data.extend_from_slice(b));
+        Ok((reply, Payload::new(0, data.freeze())))
+    }
+
+    /// Brings blocks to what the settled copy has. In the object's lane. Blocks.
+    pub(super) fn patch(&self, request: &PatchRequest, payload: &Payload) -> Result<(), Status> {
+        let key = key_of(&request.object)?;
+        let gate = self.vdi(request.fence.vdi());
+        let _sealed = gate.gate.read();
+        self.check(&self.view.state(), &request.fence, Some((key.copies, key.slot)))?;
+        if !request.accept.is_empty() {
+            self.store.accept_torn(&key, &request.accept).map_err(|e| self.status(e))?;
+        }
+        self.put_blocks(&key, &request.blocks, payload)?;
+        self.store.set_version(&key, request.version.into()).map_err(|e| self.status(e))
+    }
+
+    /// Writes packed blocks, whose present ones are in the payload in order.
+    pub(crate) fn put_blocks(&self, key: &ObjectKey, packed: &[u32], payload: &Payload) -> Result<(), Status> {
+        payload.verify().map_err(|_| Status::BadChecksum)?;
+        let mut at = 0;
+        let mut blocks = Vec::with_capacity(packed.len() / 3);
+        for (index, entry) in unpack_blocks(packed) {
+            let data = if entry.is_present() {
+                let end = at + wire::checksum::BLOCK_SIZE;
+                let block = payload.data().get(at..end).ok_or(Status::Invalid)?;
+                at = end;
+                Some(payload.data().slice_ref(block))
+            } else {
+                None
+            };
+            blocks.push((index, entry, data));
+        }
+        self.store.patch(key, &blocks).map_err(|e| self.status(e))
+    }
+}
