@@ -1,0 +1,82 @@
+//! What is here.
+
+use std::collections::BTreeSet;
+
+use wire::id::{Birth, Oid, SlotIndex, VdiId, Version};
+use wire::policy::Copies;
+
+use super::error::{Error, Part};
+use super::key::ObjectKey;
+use super::open::{LocalStore, list_keys};
+
+/// An object in a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectStat {
+    /// The object.
+    pub oid: Oid,
+    /// Which creation of it.
+    pub birth: Birth,
+    /// Version and size; `None` when header or version record are damaged and a copy is needed from elsewhere.
+    pub content: Option<(Version, u32)>,
+}
+
+impl LocalStore {
+    /// The objects of a slot, by id and birth.
+    pub fn list_slot(&self, copies: Copies, slot: SlotIndex) -> Result<Vec<ObjectStat>, Error> {
+        self.check_alive()?;
+        let mut stats = Vec::new();
+        for key in self.keys(copies, slot)? {
+            let open = self.cache.get(&key);
+            let content = match self.load(&open) {
+                Ok(loaded) => loaded.content().version.map(|v| (v, loaded.content().size)),
+                Err(Error::Damaged { part: Part::Header, .. }) => None,
+                // Removed since it was listed.
+                Err(Error::NotFound(_)) => continue,
+                Err(error) => return Err(error),
+            };
+            stats.push(ObjectStat { oid: key.oid, birth: key.birth, content });
+            drop(open);
+            self.shrink_cache()?;
+        }
+        stats.sort_unstable();
+        Ok(stats)
+    }
+
+    /// The slots that have, or had, objects here.
+    pub fn list_slots(&self) -> Vec<(Copies, SlotIndex)> {
+        let mut slots: Vec<_> = self.slots.lock().keys().copied().collect();
+        slots.sort_unstable();
+        slots
+    }
+
+    /// The objects that a VDI created. Reads the names of all objects.
+    pub fn list_vdi(&self, creator: VdiId) -> Result<Vec<ObjectKey>, Error> {
+        let mut keys = self.all_keys()?;
+        keys.retain(|key| key.creator() == creator);
+        keys.sort_unstable();
+        Ok(keys)
+    }
+
+    /// The VDIs that created the objects here. Reads the names of all objects.
+    pub fn creators(&self) -> Result<Vec<VdiId>, Error> {
+        let creators: BTreeSet<_> = self.all_keys()?.iter().map(ObjectKey::creator).collect();
+        Ok(creators.into_iter().collect())
+    }
+
+    fn all_keys(&self) -> Result<Vec<ObjectKey>, Error> {
+        self.check_alive()?;
+        let mut keys = Vec::new();
+        for (copies, slot) in self.list_slots() {
+            keys.extend(self.keys(copies, slot)?);
+        }
+        Ok(keys)
+    }
+
+    fn keys(&self, copies: Copies, slot: SlotIndex) -> Result<Vec<ObjectKey>, Error> {
+        let Some(dir) = self.slot_dir(copies, slot) else { return Ok(Vec::new()) };
+        if !*dir.made.lock() {
+            return Ok(Vec::new());
+        }
+        Ok(list_keys(&*self.fs, &dir.path, copies, slot)?.into_iter().collect())
+    }
+}

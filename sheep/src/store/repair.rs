@@ -1,0 +1,160 @@
+//! Whole blocks for recovery, and what to do about those that are torn or damaged.
+
+use bytes::Bytes;
+use wire::checksum::BLOCK_SIZE;
+use wire::id::Version;
+
+use super::error::Error;
+use super::format::BlockEntry;
+use super::intent;
+use super::key::ObjectKey;
+use super::open::LocalStore;
+use super::write::{Change, Fill, Put};
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+
+/// A block as one copy of an object gives it to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Which block.
+    pub index: u32,
+    /// Its entry, taken over as it is.
+    pub entry: BlockEntry,
+    /// Its data, one block; `None` when it is absent.
+    pub data: Option<Bytes>,
+}
+
+impl BlockCopy {
+    fn is_whole(&self) -> bool {
+        match &self.data {
+            Some(data) => {
+                let matches = data.len() == BLOCK_SIZE && crc32c::crc32c(data) == self.entry.crc;
+                self.entry.is_present() && matches
+            }
+            None => self.entry.is_absent(self.index),
+        }
+    }
+}
+
+impl LocalStore {
+    /// Replaces blocks, damaged or not, by another copy's. Nothing is written unless all match their entries.
+    /// The version stays.
+    pub fn patch(&self, key: &ObjectKey, blocks: &[BlockCopy]) -> Result<(), Error> {
+        self.check_alive()?;
+        self.change(key, |_, loaded| {
+            let total = loaded.content().table.len() as u32;
+            if let Some(bad) = blocks.iter().find(|b| b.index >= total || !b.is_whole()) {
+                let reason = format!("the copy of block {} does not match its entry", bad.index);
+                return Err(Error::Invalid { key: *key, reason });
+            }
+            let mut change = Change::default();
+            let mut mask = 0;
+            for block in blocks {
+                let fill = block.data.clone().map_or(Fill::Hole(BLOCK), Fill::Data);
+                change.puts.push(Put { offset: u64::from(block.index) * BLOCK, fill });
+                change.entries.push((block.index, block.entry));
+                mask |= intent::regions(total, block.index, 1);
+            }
+            Ok((mask, change))
+        })
+    }
+
+    /// Sets the version without changing data: a copy that was made equal to another takes its version.
+    pub fn set_version(&self, key: &ObjectKey, version: Version) -> Result<(), Error> {
+        self.check_alive()?;
+        // Marked like a write to the first block, so that a copy whose version may be older or newer after
+        // a crash is among the suspects.
+        self.change(key, |_, loaded| {
+            let mask = intent::regions(loaded.content().table.len() as u32, 0, 1);
+            Ok((mask, Change { version: Some(version), ..Change::default() }))
+        })
+    }
+
+    /// Some blocks, verified, for another copy to [`patch`](Self::patch) in.
+    pub fn read_blocks(&self, key: &ObjectKey, blocks: &[u32]) -> Result<Vec<BlockCopy>, Error> {
+        self.check_alive()?;
+        let open = self.cache.get(key);
+        let copy = |index: u32| {
+            let out_of_range = || Error::Invalid { key: *key, reason: format!("it has no block {index}") };
+            self.view_and(
+                &open,
+                |content| content.table.get(index as usize).map(|_| (index, 1)).ok_or_else(out_of_range),
+                |view| {
+                    let data = view.read_block(index)?;
+                    Ok(BlockCopy { index, entry: view.entry(index), data })
+                },
+            )
+        };
+        blocks.iter().map(|index| copy(*index)).collect()
+    }
+
+    /// Reads everything and returns the blocks that are damaged, for a scrub.
+    pub fn verify(&self, key: &ObjectKey) -> Result<Vec<u32>, Error> {
+        let total = self.table(key)?.len() as u32;
+        self.mismatched(key, 0..total)
+    }
+
+    fn mismatched(&self, key: &ObjectKey, blocks: impl Iterator<Item = u32>) -> Result<Vec<u32>, Error> {
+        let mut found = Vec::new();
+        for index in blocks {
+            match self.read_blocks(key, &[index]) {
+                Ok(_) => {}
+                Err(Error::Damaged { part: super::Part::Block(index), .. }) => found.push(index),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    /// The regions of every marked object, each a bit of 64: what a crash now would leave in doubt.
+    pub fn intents(&self) -> Vec<(ObjectKey, u64)> {
+        self.intents.all()
+    }
+
+    /// The objects that were marked when the store was opened, and are not [cleared](Self::clear_suspect) since:
+    /// blocks in these regions may be torn, and what they hold may be less than was written.
+    pub fn suspects(&self) -> Vec<(ObjectKey, u64)> {
+        self.intents.suspects()
+    }
+
+    /// The blocks in `mask`'s regions that a crash may have torn: data that does not match its checksum.
+    ///
+    /// A damaged entry of an absent block is not among them; no torn write makes one.
+    pub fn settle_torn(&self, key: &ObjectKey, mask: u64) -> Result<Vec<u32>, Error> {
+        let table = self.table(key)?;
+        let blocks = intent::blocks_in(table.len() as u32, mask);
+        self.mismatched(key, blocks.filter(|index| table[*index as usize].is_present()))
+    }
+
+    /// Takes what the disk holds of these blocks for their content: legal when all copies are torn, for then
+    /// each sector is old or new. Refused outside the regions in which the object is a suspect.
+    pub fn accept_torn(&self, key: &ObjectKey, blocks: &[u32]) -> Result<(), Error> {
+        self.check_alive()?;
+        self.change(key, |open, loaded| {
+            let content = loaded.content();
+            let total = content.table.len() as u32;
+            let suspect = self.intents.suspect(key);
+            let mut change = Change::default();
+            let mut mask = 0;
+            for index in blocks.iter().copied() {
+                let entry = content.table.get(index as usize).filter(|entry| entry.is_present());
+                let region = intent::regions(total, index.min(total - 1), 1);
+                let Some(entry) = entry.filter(|_| suspect & region == region) else {
+                    return Err(Error::block(*key, index));
+                };
+                let mut block = vec![0; BLOCK_SIZE];
+                let at = super::format::data_offset(content.size) + u64::from(index) * BLOCK;
+                loaded.file().read_at(&mut block, at).map_err(|e| Error::io(&open.path, e))?;
+                let entry = BlockEntry { crc: crc32c::crc32c(&block), stamp: entry.stamp };
+                change.entries.push((index, entry));
+                mask |= region;
+            }
+            Ok((mask, change))
+        })
+    }
+
+    /// The object was settled.
+    pub fn clear_suspect(&self, key: &ObjectKey) {
+        self.intents.clear_suspect(key);
+    }
+}

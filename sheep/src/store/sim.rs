@@ -1,0 +1,587 @@
+//! A file system in memory whose disk fails and whose power is cut.
+//!
+//! The fault model, harsher than any real one that keeps the promises of the seam:
+//!
+//! - Until its file is synced, each 512-byte sector holds after a power cut what it held at the last sync or after
+//!   any of the changes since, whatever the others hold. So writes are dropped, reordered and torn.
+//! - Until its directory is synced, each name means what it meant at the last sync or what it means now, on its own:
+//!   a rename may leave both names, or none.
+//! - Any call can be told to fail, once or, as if the machine had stopped, from then on.
+//!
+//! Sectors never written are not stored, so objects of 4 MiB cost what is written to them.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::io::{DirEntry, File, FileSystem, LockGuard, Space};
+
+const SECTOR: u64 = 512;
+/// How many contents of a sector since its last sync are remembered; the oldest go first.
+const HISTORY_MAX: usize = 8;
+const EIO: i32 = 5;
+const ENOENT: i32 = 2;
+const EEXIST: i32 = 17;
+const ENOTDIR: i32 = 20;
+const ENOTEMPTY: i32 = 39;
+
+/// A kind of call that can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verb {
+    /// Opening a file.
+    Open,
+    /// Creating a file.
+    Create,
+    /// Creating a directory.
+    CreateDir,
+    /// Renaming.
+    Rename,
+    /// Removing a file or directory.
+    Remove,
+    /// Listing a directory.
+    List,
+    /// Making the names of a directory durable.
+    SyncDir,
+    /// Reading a file.
+    Read,
+    /// Writing a file, or changing its length.
+    Write,
+    /// Punching a hole.
+    Punch,
+    /// Making a file durable.
+    SyncData,
+}
+
+impl Verb {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Open,
+        Self::Create,
+        Self::CreateDir,
+        Self::Rename,
+        Self::Remove,
+        Self::List,
+        Self::SyncDir,
+        Self::Read,
+        Self::Write,
+        Self::Punch,
+        Self::SyncData,
+    ];
+}
+
+type Sector = [u8; SECTOR as usize];
+type Ino = u64;
+type Names = BTreeMap<String, Ino>;
+
+#[derive(Default)]
+struct FileNode {
+    /// Sectors that are not zeros.
+    now: BTreeMap<u64, Sector>,
+    len: u64,
+    durable: BTreeMap<u64, Sector>,
+    durable_len: u64,
+    /// Contents of each sector changed since the last sync, in order.
+    history: BTreeMap<u64, Vec<Sector>>,
+}
+
+#[derive(Default)]
+struct DirNode {
+    now: Names,
+    durable: Names,
+}
+
+enum Node {
+    File(FileNode),
+    Dir(DirNode),
+}
+
+struct State {
+    nodes: HashMap<Ino, Node>,
+    next: Ino,
+    /// Raised at each power cut; files opened before are dead.
+    boot: u64,
+    calls: u64,
+    counts: HashMap<Verb, u64>,
+    faults: Vec<(Verb, u64, i32)>,
+    halt_at: Option<u64>,
+    locks: HashSet<PathBuf>,
+    capacity: u64,
+}
+
+/// The simulated file system; clones are the same one.
+#[derive(Clone)]
+pub struct SimFs(Arc<Mutex<State>>);
+
+impl Default for SimFs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+const ROOT: Ino = 0;
+
+impl SimFs {
+    /// An empty one, with nothing but `/`.
+    pub fn new() -> Self {
+        Self(Arc::new(Mutex::new(State {
+            nodes: HashMap::from([(ROOT, Node::Dir(DirNode::default()))]),
+            next: 1,
+            boot: 0,
+            calls: 0,
+            counts: HashMap::new(),
+            faults: Vec::new(),
+            halt_at: None,
+            locks: HashSet::new(),
+            capacity: 1 << 40,
+        })))
+    }
+
+    /// Makes the `nth` call of `verb` from now, counted from 1, fail with an OS error (5 is EIO, 28 ENOSPC).
+    pub fn fail(&self, verb: Verb, nth: u64, os_error: i32) {
+        let mut state = self.0.lock();
+        let at = state.counts.get(&verb).copied().unwrap_or(0) + nth;
+        state.faults.push((verb, at, os_error));
+    }
+
+    /// Lets `calls` more calls through; all others fail, until [`Self::power_cut`].
+    pub fn halt_after(&self, calls: u64) {
+        let mut state = self.0.lock();
+        state.halt_at = Some(state.calls + calls);
+    }
+
+    /// How many calls were made.
+    pub fn calls(&self) -> u64 {
+        self.0.lock().calls
+    }
+
+    /// Cuts the power and brings it back. What was not synced is chosen by `seed`.
+    pub fn power_cut(&self, seed: u64) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut state = self.0.lock();
+        state.restart();
+        let mut inos: Vec<Ino> = state.nodes.keys().copied().collect();
+        inos.sort_unstable();
+        for ino in inos {
+            match state.nodes.get_mut(&ino) {
+                Some(Node::File(file)) => file.cut(&mut rng),
+                Some(Node::Dir(dir)) => dir.cut(&mut rng),
+                None => {}
+            }
+        }
+        state.collect();
+    }
+
+    /// Ends the process alone: the kernel keeps all that was written.
+    pub fn process_kill(&self) {
+        self.0.lock().restart();
+    }
+
+    /// Flips one bit of a file, on disk and in memory, behind everybody's back.
+    pub fn flip_bit(&self, path: &Path, bit: u64) -> io::Result<()> {
+        let mut state = self.0.lock();
+        let ino = state.find(path)?;
+        let file = state.file(ino)?;
+        let (sector, at) = (bit / 8 / SECTOR, (bit / 8 % SECTOR) as usize);
+        for side in [&mut file.now, &mut file.durable] {
+            side.entry(sector).or_insert([0; SECTOR as usize])[at] ^= 1 << (bit % 8);
+        }
+        Ok(())
+    }
+
+    /// Bytes of the disk that holds everything; only reported, not enforced.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.0.lock().capacity = bytes;
+    }
+}
+
+fn os_error<T>(code: i32) -> io::Result<T> {
+    Err(io::Error::from_raw_os_error(code))
+}
+
+impl FileNode {
+    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        if offset + buf.len() as u64 > self.len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let skip = (at % SECTOR) as usize;
+            let step = (SECTOR as usize - skip).min(buf.len() - done);
+            let part = &mut buf[done..done + step];
+            match self.now.get(&(at / SECTOR)) {
+                Some(sector) => part.copy_from_slice(&sector[skip..skip + step]),
+                None => part.fill(0),
+            }
+            done += step;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, data: &[u8], offset: u64) {
+        let mut done = 0;
+        while done < data.len() {
+            let at = offset + done as u64;
+            let skip = (at % SECTOR) as usize;
+            let step = (SECTOR as usize - skip).min(data.len() - done);
+            self.change(at / SECTOR, |sector| {
+                sector[skip..skip + step].copy_from_slice(&data[done..done + step]);
+            });
+            done += step;
+        }
+        self.len = self.len.max(offset + data.len() as u64);
+    }
+
+    fn clear(&mut self, offset: u64, end: u64) {
+        let touched: Vec<u64> =
+            self.now.range(offset / SECTOR..end.div_ceil(SECTOR)).map(|(index, _)| *index).collect();
+        for index in touched {
+            let from = offset.saturating_sub(index * SECTOR).min(SECTOR) as usize;
+            let upto = end.saturating_sub(index * SECTOR).min(SECTOR) as usize;
+            self.change(index, |sector| sector[from..upto].fill(0));
+        }
+    }
+
+    fn change(&mut self, index: u64, with: impl FnOnce(&mut Sector)) {
+        let sector = self.now.entry(index).or_insert([0; SECTOR as usize]);
+        with(sector);
+        let history = self.history.entry(index).or_default();
+        if history.len() == HISTORY_MAX {
+            history.remove(0);
+        }
+        history.push(*sector);
+    }
+
+    fn set_len(&mut self, len: u64) {
+        if len < self.len {
+            self.clear(len, self.len);
+        }
+        self.len = len;
+    }
+
+    fn sync(&mut self) {
+        for index in std::mem::take(&mut self.history).into_keys() {
+            match self.now.get(&index) {
+                Some(sector) if *sector != [0; SECTOR as usize] => {
+                    self.durable.insert(index, *sector);
+                }
+                _ => {
+                    self.now.remove(&index);
+                    self.durable.remove(&index);
+                }
+            }
+        }
+        self.durable_len = self.len;
+    }
+
+    fn cut(&mut self, rng: &mut StdRng) {
+        for (index, contents) in std::mem::take(&mut self.history) {
+            let choice = rng.random_range(0..=contents.len());
+            if choice > 0 {
+                self.durable.insert(index, contents[choice - 1]);
+            }
+        }
+        let (low, high) = (self.durable_len.min(self.len), self.durable_len.max(self.len));
+        self.len = match rng.random_range(0..3) {
+            0 => self.durable_len,
+            1 => self.len,
+            _ => rng.random_range(low..=high),
+        };
+        self.durable_len = self.len;
+        self.now = self.durable.clone();
+        self.clear(self.len, u64::MAX - SECTOR);
+        self.sync();
+    }
+}
+
+impl DirNode {
+    fn cut(&mut self, rng: &mut StdRng) {
+        let names: HashSet<&String> = self.now.keys().chain(self.durable.keys()).collect();
+        let mut names: Vec<String> = names.into_iter().cloned().collect();
+        names.sort_unstable();
+        for name in names {
+            if self.now.get(&name) != self.durable.get(&name) && rng.random() {
+                match self.now.get(&name) {
+                    Some(ino) => self.durable.insert(name, *ino),
+                    None => self.durable.remove(&name),
+                };
+            }
+        }
+        self.now = self.durable.clone();
+    }
+}
+
+impl State {
+    fn restart(&mut self) {
+        self.boot += 1;
+        self.halt_at = None;
+        self.faults.clear();
+        self.locks.clear();
+    }
+
+    /// Forgets files that no name leads to any more.
+    fn collect(&mut self) {
+        let mut reached = HashSet::from([ROOT]);
+        let mut next = vec![ROOT];
+        while let Some(ino) = next.pop() {
+            if let Some(Node::Dir(dir)) = self.nodes.get(&ino) {
+                next.extend(dir.now.values().chain(dir.durable.values()).filter(|ino| reached.insert(**ino)));
+            }
+        }
+        self.nodes.retain(|ino, _| reached.contains(ino));
+    }
+
+    fn count(&mut self, verb: Verb) -> io::Result<()> {
+        if self.halt_at.is_some_and(|at| self.calls >= at) {
+            return os_error(EIO);
+        }
+        self.calls += 1;
+        let count = self.counts.entry(verb).or_insert(0);
+        *count += 1;
+        let now = *count;
+        match self.faults.iter().find(|(v, at, _)| (*v, *at) == (verb, now)) {
+            Some((_, _, code)) => os_error(*code),
+            None => Ok(()),
+        }
+    }
+
+    fn find(&self, path: &Path) -> io::Result<Ino> {
+        let mut ino = ROOT;
+        for part in path.components() {
+            if let Component::Normal(name) = part {
+                let Some(Node::Dir(dir)) = self.nodes.get(&ino) else { return os_error(ENOTDIR) };
+                ino = match dir.now.get(&*name.to_string_lossy()) {
+                    Some(found) => *found,
+                    None => return os_error(ENOENT),
+                };
+            }
+        }
+        Ok(ino)
+    }
+
+    fn file(&mut self, ino: Ino) -> io::Result<&mut FileNode> {
+        match self.nodes.get_mut(&ino) {
+            Some(Node::File(file)) => Ok(file),
+            _ => os_error(EIO),
+        }
+    }
+
+    fn dir(&mut self, ino: Ino) -> io::Result<&mut DirNode> {
+        match self.nodes.get_mut(&ino) {
+            Some(Node::Dir(dir)) => Ok(dir),
+            _ => os_error(ENOTDIR),
+        }
+    }
+
+    /// The directory a path lies in, and its last name.
+    fn parent(&mut self, path: &Path) -> io::Result<(&mut DirNode, String)> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let ino = self.find(path.parent().unwrap_or(Path::new("/")))?;
+        Ok((self.dir(ino)?, name.unwrap_or_default()))
+    }
+
+    fn add(&mut self, path: &Path, node: Node) -> io::Result<Ino> {
+        let ino = self.next;
+        let (dir, name) = self.parent(path)?;
+        if dir.now.contains_key(&name) {
+            return os_error(EEXIST);
+        }
+        dir.now.insert(name, ino);
+        self.next += 1;
+        self.nodes.insert(ino, node);
+        Ok(ino)
+    }
+}
+
+struct SimFile {
+    fs: SimFs,
+    ino: Ino,
+    boot: u64,
+}
+
+impl SimFs {
+    fn handle(&self, state: &State, ino: Ino) -> Arc<dyn File> {
+        Arc::new(SimFile { fs: self.clone(), ino, boot: state.boot })
+    }
+}
+
+impl FileSystem for SimFs {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let mut state = self.0.lock();
+        state.count(Verb::Open)?;
+        let ino = state.find(path)?;
+        state.file(ino)?;
+        Ok(self.handle(&state, ino))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let mut state = self.0.lock();
+        state.count(Verb::Create)?;
+        let ino = state.add(path, Node::File(FileNode::default()))?;
+        Ok(self.handle(&state, ino))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<bool> {
+        let mut state = self.0.lock();
+        state.count(Verb::CreateDir)?;
+        match state.find(path) {
+            Ok(ino) => state.dir(ino).map(|_| false),
+            Err(_) => state.add(path, Node::Dir(DirNode::default())).map(|_| true),
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.count(Verb::Rename)?;
+        let ino = state.find(from)?;
+        let (dir, name) = state.parent(to)?;
+        dir.now.insert(name, ino);
+        let (dir, name) = state.parent(from)?;
+        dir.now.remove(&name);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.count(Verb::Remove)?;
+        let ino = state.find(path)?;
+        state.file(ino)?;
+        let (dir, name) = state.parent(path)?;
+        dir.now.remove(&name);
+        Ok(())
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.count(Verb::Remove)?;
+        let ino = state.find(path)?;
+        if !state.dir(ino)?.now.is_empty() {
+            return os_error(ENOTEMPTY);
+        }
+        let (dir, name) = state.parent(path)?;
+        dir.now.remove(&name);
+        Ok(())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        let mut state = self.0.lock();
+        state.count(Verb::List)?;
+        let ino = state.find(dir)?;
+        let names: Vec<(String, Ino)> =
+            state.dir(ino)?.now.iter().map(|(name, ino)| (name.clone(), *ino)).collect();
+        let is_dir = |ino| matches!(state.nodes.get(&ino), Some(Node::Dir(_)));
+        Ok(names.into_iter().map(|(name, ino)| DirEntry { name, is_dir: is_dir(ino) }).collect())
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        let state = self.0.lock();
+        if state.halt_at.is_some_and(|at| state.calls >= at) {
+            return os_error(EIO);
+        }
+        Ok(state.find(path).is_ok())
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.0.lock();
+        state.count(Verb::SyncDir)?;
+        let ino = state.find(dir)?;
+        let dir = state.dir(ino)?;
+        dir.durable = dir.now.clone();
+        Ok(())
+    }
+
+    fn space(&self, _dir: &Path) -> io::Result<Space> {
+        let state = self.0.lock();
+        let sectors = state.nodes.values().map(|node| match node {
+            Node::File(file) => file.now.len() as u64,
+            Node::Dir(_) => 0,
+        });
+        let used = sectors.sum::<u64>() * SECTOR;
+        Ok(Space { total: state.capacity, free: state.capacity.saturating_sub(used), used })
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<LockGuard> {
+        let mut state = self.0.lock();
+        if state.find(path).is_err() {
+            state.add(path, Node::File(FileNode::default()))?;
+        }
+        if !state.locks.insert(path.to_owned()) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(Box::new(SimLock { fs: self.clone(), path: path.to_owned(), boot: state.boot }))
+    }
+}
+
+struct SimLock {
+    fs: SimFs,
+    path: PathBuf,
+    boot: u64,
+}
+
+impl Drop for SimLock {
+    fn drop(&mut self) {
+        let mut state = self.fs.0.lock();
+        if state.boot == self.boot {
+            state.locks.remove(&self.path);
+        }
+    }
+}
+
+impl SimFile {
+    fn with<T>(&self, verb: Verb, call: impl FnOnce(&mut FileNode) -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.fs.0.lock();
+        if state.boot != self.boot {
+            return os_error(EIO);
+        }
+        state.count(verb)?;
+        call(state.file(self.ino)?)
+    }
+}
+
+impl File for SimFile {
+    fn size(&self) -> io::Result<u64> {
+        self.with(Verb::Read, |file| Ok(file.len))
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.with(Verb::Read, |file| file.read(buf, offset))
+    }
+
+    fn try_read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.read_at(buf, offset)
+    }
+
+    fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        self.with(Verb::Write, |file| {
+            file.write(data, offset);
+            Ok(())
+        })
+    }
+
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        self.with(Verb::Write, |file| {
+            file.set_len(size);
+            Ok(())
+        })
+    }
+
+    fn punch_hole(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.with(Verb::Punch, |file| {
+            let end = (offset + len).min(file.len);
+            file.clear(offset.min(end), end);
+            Ok(())
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.with(Verb::SyncData, |file| {
+            file.sync();
+            Ok(())
+        })
+    }
+}
