@@ -1,1 +1,6 @@
 //! cluster
+
+pub mod clock;
+pub mod detector;
+pub mod lease;
+pub mod log;
