@@ -4,15 +4,14 @@ use std::time::Duration;
 
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use tokio::time::Instant;
-use wire::id::NodeId;
 
-use super::ClusterLog;
 use super::blob::Blob;
 use super::codec;
 use super::error::{ProposeError, ReadError, RpcFailure};
 use super::net::{self, LogOp, NetError};
 use super::rpc::{BarrierAnswer, ProposeAnswer, ProposeRequest};
 use super::types::Machine;
+use super::{ClusterLog, LeaderInfo};
 
 /// Pause before asking again who leads; a change of leader ends it early.
 const RETRY: Duration = Duration::from_millis(25);
@@ -40,7 +39,7 @@ impl<M: Machine> ClusterLog<M> {
                 Some(leader) if leader.node == self.inner.config.node => {
                     self.propose_as_leader(entry.clone(), left).await
                 }
-                Some(leader) => self.propose_at(leader.node, entry.clone(), left).await?,
+                Some(leader) => self.propose_at(leader, entry.clone(), left).await?,
             };
             match answer {
                 ProposeAnswer::Applied { index, reply } => {
@@ -73,14 +72,27 @@ impl<M: Machine> ClusterLog<M> {
         }
     }
 
+    /// Forwards the entry. A leader that has been replaced may never answer, so the wait for it ends when
+    /// its successor is known.
     async fn propose_at(
         &self,
-        leader: NodeId,
+        leader: LeaderInfo,
         entry: Blob,
         wait: Duration,
     ) -> Result<ProposeAnswer, ProposeError> {
         let request = ProposeRequest { entry, wait };
-        match net::call(&*self.inner.net, leader, LogOp::Propose, &request, wait).await {
+        let asked = net::call(&*self.inner.net, leader.node, LogOp::Propose, &request, wait);
+        let mut metrics = self.inner.raft.metrics();
+        let replaced = metrics.wait_for(|metrics| {
+            metrics.current_term > leader.term && metrics.current_leader.is_some()
+                || metrics.running_state.is_err()
+        });
+        let answer = tokio::select! {
+            answer = asked => answer,
+            // The entry is on its way or in somebody's log; dropping the call takes nothing back.
+            _ = replaced => Err(NetError::Failed("the leader was replaced".to_owned())),
+        };
+        match answer {
             Ok(answer) => Ok(answer),
             Err(NetError::Unreachable) => Ok(ProposeAnswer::NotLeader),
             Err(NetError::Failed(reason)) => Err(ProposeError::Uncertain(reason)),
