@@ -1,0 +1,311 @@
+//! The cluster log: a durable, ordered log of entries, agreed on by a few voters and learned by all nodes.
+//!
+//! Called by `cluster::runtime` and the admin API; requests of other nodes come in through
+//! [`ClusterLog::handle_rpc`] and go out through [`LogNet`]. openraft decides, this module gives it a disk,
+//! a network and a sense of time:
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`types`] | what is ordered: the [`Machine`] |
+//! | [`propose`] | proposals and read barriers from any node |
+//! | [`members`] | changes of voters and learners |
+//! | [`driver`], [`contact`] | when to show life and when to stand for election |
+//! | [`handover`] | leaving the lead on purpose |
+//! | [`rpc`], [`net`], [`transfer`] | requests in, requests out, snapshots in pieces |
+//! | [`log_store`], [`machine`] | openraft's view of entries and state |
+//! | [`store`], [`writer`], [`codec`] | the file, the thread that changes it, its bytes |
+//!
+//! Invariants: what is acknowledged to a leader, and every vote, is on disk; a damaged file is never opened;
+//! a node that is no voter never stands for election; proposals reported as not applied never are.
+
+mod blob;
+mod codec;
+mod config;
+mod contact;
+mod driver;
+mod error;
+mod handover;
+mod log_store;
+mod machine;
+mod members;
+mod net;
+mod propose;
+mod rpc;
+mod store;
+#[cfg(test)]
+mod tests;
+mod transfer;
+mod types;
+mod writer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::error::{InitializeError, RaftError};
+use openraft::{EmptyNode, ServerState};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use wire::id::NodeId;
+
+pub use self::codec::CodecError;
+pub use self::config::LogConfig;
+pub use self::error::{LogError, MembersError, ProposeError, ReadError, RpcFailure};
+pub use self::net::{LogNet, LogOp, NetError};
+pub use self::types::{Applied, Machine};
+
+use self::contact::Contact;
+use self::log_store::LogStore;
+use self::machine::MachineStore;
+use self::net::{Confirmations, Network};
+use self::store::{Loaded, Store};
+use self::types::Raft;
+use self::writer::Writer;
+use super::clock::{Clock, RealClock};
+
+/// Who leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaderInfo {
+    /// The leader.
+    pub node: NodeId,
+    /// Its term. A leader is leader once per term.
+    pub term: u64,
+}
+
+/// What a node is to the log at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Receives entries without a vote; also a node that is in no log yet.
+    Learner,
+    /// A voter that hears, or waits for, a leader.
+    Follower,
+    /// A voter that stands for election.
+    Candidate,
+    /// Orders entries.
+    Leader,
+    /// The log has stopped.
+    Stopped,
+}
+
+/// A look at the log from this node.
+#[derive(Debug, Clone)]
+pub struct LogMetrics {
+    /// What this node is.
+    pub role: Role,
+    /// Newest term seen.
+    pub term: u64,
+    /// Who leads, as far as this node knows. May be dead.
+    pub leader: Option<NodeId>,
+    /// Index of the last entry held here.
+    pub last_index: u64,
+    /// Index of the last entry applied here.
+    pub applied: u64,
+    /// Index up to which entries have been replaced by a snapshot.
+    pub purged: u64,
+    /// Voters. In the middle of a change, old and new ones.
+    pub voters: BTreeSet<NodeId>,
+    /// Nodes that receive entries without a vote.
+    pub learners: BTreeSet<NodeId>,
+    /// On the leader: boot time at which the newest message that a majority has confirmed was *sent*.
+    /// `None` elsewhere, before the first, and once this node is handing its leadership over.
+    pub quorum_acked_at: Option<Duration>,
+    /// The same as an age at the moment of the call.
+    pub millis_since_quorum_ack: Option<u64>,
+    /// On the leader: index each member is known to hold.
+    pub matched: BTreeMap<NodeId, u64>,
+}
+
+/// A handle to this node's cluster log; clones are the same log.
+pub struct ClusterLog<M: Machine> {
+    inner: Arc<Inner<M>>,
+}
+
+impl<M: Machine> Clone for ClusterLog<M> {
+    fn clone(&self) -> Self {
+        Self { inner: self.inner.clone() }
+    }
+}
+
+struct Inner<M> {
+    config: LogConfig,
+    raft: Raft,
+    net: Arc<dyn LogNet>,
+    clock: Arc<dyn Clock>,
+    confirmations: Arc<Confirmations>,
+    contact: Contact,
+    receiver: transfer::Receiver,
+    log_store: LogStore,
+    writer: Arc<Writer>,
+    published: watch::Receiver<Applied<M>>,
+    cancel: CancellationToken,
+    driver: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl<M: Machine> ClusterLog<M> {
+    /// Opens the log in `dir`, creating an empty one, and begins to take part: as a voter if the log says
+    /// so, else waiting to be founded or to be added by a leader. The state is rebuilt from the last
+    /// snapshot and the entries known to be committed; a little may be missing until a leader is heard.
+    pub async fn open(dir: &Path, config: LogConfig, net: Arc<dyn LogNet>) -> Result<Self, LogError> {
+        let raft_config = Arc::new(config.to_openraft()?);
+        let (path, node) = (dir.to_owned(), config.node);
+        let opened = tokio::task::spawn_blocking(move || open_blocking(&path, node)).await;
+        let (store, mut loaded, state) = opened.map_err(|error| LogError::Stopped(error.to_string()))??;
+        let writer =
+            Writer::start(store.clone()).map_err(|source| LogError::Io { path: dir.to_owned(), source })?;
+        let writer = Arc::new(writer);
+        let log_store = LogStore::new(store.clone(), writer.clone(), &loaded);
+        let snapshot = loaded.snapshot.take().map(|(meta, _)| meta).zip(state);
+        let (machine, published) = MachineStore::<M>::new(store, writer.clone(), snapshot);
+
+        let clock: Arc<dyn Clock> = Arc::new(RealClock);
+        let confirmations = Arc::new(Confirmations::default());
+        let network =
+            Network { net: net.clone(), clock: clock.clone(), confirmations: confirmations.clone() };
+        let raft = Raft::new(node.0, raft_config, network, log_store.clone(), machine)
+            .await
+            .map_err(|error| LogError::Stopped(error.to_string()))?;
+        // Until openraft's task has begun its metrics are blank.
+        raft.is_initialized().await.map_err(|error| LogError::Stopped(error.to_string()))?;
+
+        let inner = Inner {
+            config,
+            raft,
+            net,
+            clock,
+            confirmations,
+            contact: Contact::new(),
+            receiver: transfer::Receiver::default(),
+            log_store,
+            writer,
+            published,
+            cancel: CancellationToken::new(),
+            driver: Mutex::new(None),
+        };
+        let log = Self { inner: Arc::new(inner) };
+        let driver = tokio::spawn(driver::run(log.clone(), log.inner.cancel.clone()));
+        *log.inner.driver.lock() = Some(driver);
+        Ok(log)
+    }
+
+    /// Whether this node has been founded or has been given entries.
+    pub fn is_initialized(&self) -> bool {
+        self.inner.raft.metrics().borrow().last_log_index.is_some()
+    }
+
+    /// Founds the log with this node as its only voter, and waits until it leads.
+    pub async fn found(&self) -> Result<(), LogError> {
+        let me = self.inner.config.node.0;
+        let members = BTreeMap::from([(me, EmptyNode {})]);
+        match self.inner.raft.initialize(members).await {
+            Ok(()) => {}
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => return Err(LogError::AlreadyFounded),
+            Err(error) => return Err(LogError::Stopped(error.to_string())),
+        }
+        let mut metrics = self.inner.raft.metrics();
+        metrics
+            .wait_for(|metrics| metrics.current_leader == Some(me) || metrics.running_state.is_err())
+            .await
+            .map_err(|error| LogError::Stopped(error.to_string()))?
+            .running_state
+            .clone()
+            .map_err(|error| LogError::Stopped(error.to_string()))
+    }
+
+    /// The newest applied state, and every later one. Slow readers miss states in between.
+    pub fn watch(&self) -> watch::Receiver<Applied<M>> {
+        self.inner.published.clone()
+    }
+
+    /// Who leads, as far as this node knows. After the leader's death this is the dead one until the next
+    /// is elected.
+    pub fn leader(&self) -> Option<LeaderInfo> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow();
+        metrics.current_leader.map(|node| LeaderInfo { node: NodeId(node), term: metrics.current_term })
+    }
+
+    /// A look at the log.
+    pub fn metrics(&self) -> LogMetrics {
+        let metrics = self.inner.raft.metrics().borrow().clone();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
+        let quorum_acked_at = self.quorum_acked_at(&metrics).filter(|_| !self.inner.contact.is_leaving());
+        let age = |at| self.inner.clock.now().saturating_sub(at).as_millis();
+        LogMetrics {
+            role: match metrics.state {
+                ServerState::Learner => Role::Learner,
+                ServerState::Follower => Role::Follower,
+                ServerState::Candidate => Role::Candidate,
+                ServerState::Leader => Role::Leader,
+                ServerState::Shutdown => Role::Stopped,
+            },
+            term: metrics.current_term,
+            leader: metrics.current_leader.map(NodeId),
+            last_index: metrics.last_log_index.unwrap_or(0),
+            applied: metrics.last_applied.map_or(0, |id| id.index),
+            purged: metrics.purged.map_or(0, |id| id.index),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            voters,
+            quorum_acked_at,
+            millis_since_quorum_ack: quorum_acked_at.map(|at| u64::try_from(age(at)).unwrap_or(u64::MAX)),
+            matched: metrics
+                .replication
+                .iter()
+                .flatten()
+                .map(|(node, id)| (NodeId(*node), id.map_or(0, |id| id.index)))
+                .collect(),
+        }
+    }
+
+    fn quorum_acked_at(&self, metrics: &types::Metrics) -> Option<Duration> {
+        if metrics.state != ServerState::Leader {
+            return None;
+        }
+        let configs = metrics.membership_config.membership().get_joint_config();
+        let (me, now) = (self.inner.config.node.0, self.inner.clock.now());
+        self.inner.confirmations.quorum(configs, me, metrics.current_term, now)
+    }
+
+    /// Whether this node leads and a majority has confirmed it within the lease.
+    fn leads_with_quorum(&self) -> bool {
+        let metrics = self.inner.raft.metrics().borrow().clone();
+        let acked = self.quorum_acked_at(&metrics);
+        acked.is_some_and(|at| self.inner.clock.now().saturating_sub(at) <= self.inner.config.leader_lease)
+    }
+
+    /// Stops taking part and closes the file; other handles become useless. Returns when all is done, so
+    /// that the directory can be opened again.
+    pub async fn stop(self) {
+        self.inner.cancel.cancel();
+        let driver = self.inner.driver.lock().take();
+        if let Some(driver) = driver
+            && let Err(error) = driver.await
+        {
+            tracing::error!(%error, "the cluster log's driver failed");
+        }
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::error!(%error, "the cluster log did not shut down in order");
+        }
+        let writer = self.inner.writer.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || writer.stop()).await {
+            tracing::error!(%error, "the cluster log's writer did not stop in order");
+        }
+    }
+}
+
+type Opened<M> = (Arc<Store>, Loaded, Option<M>);
+
+fn open_blocking<M: Machine>(dir: &Path, node: NodeId) -> Result<Opened<M>, LogError> {
+    let (store, loaded) = Store::open(dir, node)?;
+    let state = match &loaded.snapshot {
+        Some((_, bytes)) => Some(M::decode(bytes).map_err(|reason| LogError::Inconsistent {
+            path: dir.to_owned(),
+            what: format!("the snapshot does not decode: {reason}"),
+        })?),
+        None => None,
+    };
+    Ok((Arc::new(store), loaded, state))
+}
