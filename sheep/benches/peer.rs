@@ -7,7 +7,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use futures::stream::{FuturesUnordered, StreamExt};
-use sheep::peer::{Class, Greeter, Listener, PeerInfo, Peers, Request, Responder, Service, TcpNet};
+use sheep::peer::{
+    Class, Greeter, Listener, PeerInfo, Peers, PendingReply, Request, Responder, Service, TcpNet,
+};
 use wire::frame::Payload;
 use wire::hello::{BootId, Hello, HelloReject, PROTOCOL_VERSIONS};
 use wire::id::{NodeId, Session};
@@ -81,7 +83,7 @@ fn peer(c: &mut Criterion) {
         b.iter_custom(|rounds| {
             runtime.block_on(async {
                 let begin = Instant::now();
-                let mut replies = FuturesUnordered::new();
+                let mut replies = FuturesUnordered::<PendingReply>::new();
                 for _ in 0..rounds {
                     if replies.len() == DEPTH {
                         replies.next().await.expect("not empty").expect("an answer");

@@ -271,3 +271,84 @@ impl Batch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWrite, duplex, split};
+    use wire::frame::{Decoded, Kind, Limits, Payload};
+
+    use super::*;
+
+    fn frame(id: u64, len: usize) -> Frame {
+        let payload = Payload::new(0, vec![id as u8; len].into());
+        Frame { kind: Kind::Request, code: 1, flags: 0, id, meta: Bytes::new(), payload }
+    }
+
+    fn outbox(write: impl AsyncWrite + Send + Unpin + 'static) -> Arc<Outbox> {
+        Outbox::new(Box::new(write), CancellationToken::new())
+    }
+
+    /// Whatever the socket takes at a time, and whoever writes, the frames come out whole and in order.
+    #[tokio::test]
+    async fn a_full_socket_passes_to_the_writer_task_and_back() {
+        for capacity in [1, 100, 5_000, 1 << 20] {
+            let (near, mut far) = duplex(capacity);
+            let outbox = outbox(split(near).1);
+            let task = tokio::spawn({
+                let outbox = Arc::clone(&outbox);
+                async move { outbox.run().await }
+            });
+            let mut buf = BytesMut::new();
+            let mut next = 0;
+            for round in 0..4 {
+                for i in 0..20 {
+                    outbox.push(&frame(round * 20 + i, if i % 7 == 0 { 10_000 } else { 100 }));
+                }
+                while next < (round + 1) * 20 {
+                    match Frame::decode(&mut buf, &Limits::DATA).expect("a frame") {
+                        Decoded::Frame(frame) => {
+                            assert_eq!((frame.id, frame.payload.verify()), (next, Ok(())));
+                            next += 1;
+                        }
+                        Decoded::Need(_) => assert_ne!(far.read_buf(&mut buf).await.expect("open"), 0),
+                    }
+                }
+            }
+            outbox.close();
+            task.await.expect("no panic");
+        }
+    }
+
+    #[tokio::test]
+    async fn corked_frames_go_out_when_the_cork_is_drawn() {
+        let (near, mut far) = duplex(1 << 20);
+        let outbox = outbox(split(near).1);
+        let cork = outbox.cork();
+        outbox.push(&frame(1, 10));
+        outbox.push(&frame(2, 10));
+        let mut buf = BytesMut::with_capacity(4096);
+        assert!(futures::poll!(std::pin::pin!(far.read_buf(&mut buf))).is_pending());
+        drop(cork);
+        far.read_buf(&mut buf).await.expect("open");
+        let ids = std::iter::from_fn(|| match Frame::decode(&mut buf, &Limits::DATA) {
+            Ok(Decoded::Frame(frame)) => Some(frame.id),
+            _ => None,
+        });
+        assert_eq!(ids.collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_closed_outbox_drops_what_it_is_given_and_closes_the_socket() {
+        let (near, mut far) = duplex(1 << 20);
+        let (read, write) = split(near);
+        let outbox = outbox(write);
+        outbox.push(&frame(1, 10));
+        outbox.close();
+        outbox.push(&frame(2, 10));
+        assert!(outbox.closed.is_cancelled());
+        drop(read);
+        let mut rest = Vec::new();
+        far.read_to_end(&mut rest).await.expect("closed");
+        assert_eq!(rest.len(), 40 + 4 + 10);
+    }
+}
