@@ -1,6 +1,8 @@
 //! The sheepdog storage daemon.
 
+pub mod cli;
 pub mod cluster;
+pub mod config;
 pub mod nbd;
 pub mod peer;
 pub mod placement;

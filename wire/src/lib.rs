@@ -2,17 +2,24 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`frame`] | the frame of peer connections |
-//! | [`hello`] | how two sheep introduce themselves |
+//! | [`admin`] | the admin API: generated types, errors that carry their way out |
+//! | [`checksum`] | CRC32C per 4 KiB block, as carried by payloads and kept on disk |
+//! | [`client`] | the admin API's client: deadlines, retries on another sheep |
+//! | [`frame`] | what sheep send each other: header, message, payload |
+//! | [`hello`] | how a connection between sheep begins |
 //! | [`id`] | identifiers and their bit layouts |
 //! | [`name`] | VDI names and export names: what is allowed in them |
+//! | [`peer`] | operations between sheep and their messages |
 //! | [`policy`] | how many copies an object has |
-//! | [`checksum`] | CRC32C per 4 KiB block, as carried by payloads and kept on disk |
+//! | [`size`] | sizes as people write them |
 
+pub mod admin;
 pub mod checksum;
+pub mod client;
 pub mod frame;
 pub mod hello;
 pub mod id;
 pub mod name;
 pub mod peer;
 pub mod policy;
+pub mod size;
