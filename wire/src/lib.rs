@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`address`] | where a sheep listens |
 //! | [`admin`] | the admin API: generated types, errors that carry their way out |
 //! | [`checksum`] | CRC32C per 4 KiB block, as carried by payloads and kept on disk |
 //! | [`client`] | the admin API's client: deadlines, retries on another sheep |
@@ -13,6 +14,7 @@
 //! | [`policy`] | how many copies an object has |
 //! | [`size`] | sizes as people write them |
 
+pub mod address;
 pub mod admin;
 pub mod checksum;
 pub mod client;

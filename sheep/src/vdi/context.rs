@@ -1,12 +1,11 @@
 //! What an owner and a gateway need of the node: its state, its peers, its own copies, its lease.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use prost::Message;
 use tokio::sync::oneshot;
 use wire::frame::Payload;
@@ -55,6 +54,8 @@ pub(crate) enum Sent {
     Done(Result<WriteReply, Failure>),
     Local(oneshot::Receiver<Result<WriteReply, Status>>),
     Remote(PendingReply),
+    /// Something else than a write whose answer counts like one.
+    Other(BoxFuture<'static, Result<WriteReply, Failure>>),
 }
 
 impl Sent {
@@ -65,6 +66,7 @@ impl Sent {
                 Ok(result) => result.map_err(Failure::Status),
                 Err(_) => Err(Failure::Lost),
             },
+            Self::Other(result) => result.await,
             Self::Remote(reply) => {
                 let (meta, _) = answer(reply).await?;
                 WriteReply::decode(meta).map_err(|_| Failure::Status(Status::Invalid))
@@ -110,7 +112,7 @@ impl Context {
         op: u16,
         meta: Bytes,
         payload: Payload,
-    ) -> Pin<Box<dyn Future<Output = Answer> + Send>> {
+    ) -> BoxFuture<'static, Answer> {
         if to != self.me {
             return Box::pin(answer(self.peers.start(to.node, Class::Replica, op, meta, payload)));
         }

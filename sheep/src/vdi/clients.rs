@@ -1,0 +1,242 @@
+//! Who has a VDI open, and which requests of other gateways may come again (rules 9 and 10). Pure.
+
+use std::collections::{BTreeMap, HashMap};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use wire::id::Session;
+use wire::peer::{Connection, RequestId, SessionRef};
+
+use super::owner::IoFailure;
+
+/// The result of a request, once it is there.
+pub(crate) type Outcome = Result<(), IoFailure>;
+
+/// What to do with a request that has come from another gateway.
+pub(crate) enum Arrival {
+    /// It is new: do it, and report what came of it.
+    New(watch::Sender<Option<Outcome>>),
+    /// It has come before: wait for what comes of that.
+    Again(watch::Receiver<Option<Outcome>>),
+    /// Its gateway has called it answered.
+    Late,
+}
+
+struct Known {
+    outcome: watch::Receiver<Option<Outcome>>,
+    numbers: Vec<u64>,
+}
+
+#[derive(Default)]
+struct Gateway {
+    answered: u64,
+    requests: BTreeMap<u64, Known>,
+}
+
+#[derive(Default)]
+struct Table {
+    connections: HashMap<(Session, u64), Connection>,
+    in_flight: HashMap<(Session, u64), u32>,
+    gateways: HashMap<Session, Gateway>,
+}
+
+/// Connections and requests at an owner.
+#[derive(Default)]
+pub(crate) struct Clients {
+    table: Mutex<Table>,
+    ended: tokio::sync::Notify,
+}
+
+fn session(request: &RequestId) -> Session {
+    SessionRef { node: request.node, start: request.start }.into()
+}
+
+/// A request under way on a connection; dropping it ends it.
+pub(crate) struct InFlight<'a> {
+    clients: &'a Clients,
+    key: (Session, u64),
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        let mut table = self.clients.table.lock();
+        if let Some(count) = table.in_flight.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                table.in_flight.remove(&self.key);
+                self.clients.ended.notify_waiters();
+            }
+        }
+    }
+}
+
+impl Clients {
+    /// A connection opens, or makes itself known to a new owner.
+    pub(crate) fn open(&self, connection: Connection) {
+        let key = (connection.gateway.into(), connection.connection);
+        self.table.lock().connections.insert(key, connection);
+    }
+
+    /// A connection has ended.
+    pub(crate) fn close(&self, gateway: Session, connection: u64) {
+        self.table.lock().connections.remove(&(gateway, connection));
+    }
+
+    /// Connections of gateways that are gone go with them.
+    pub(crate) fn retain_gateways(&self, alive: impl Fn(Session) -> bool) -> Vec<u64> {
+        let mut table = self.table.lock();
+        table.connections.retain(|(gateway, _), _| alive(*gateway));
+        let mut freed = Vec::new();
+        table.gateways.retain(|gateway, known| {
+            let keep = alive(*gateway);
+            if !keep {
+                freed.extend(known.requests.values().flat_map(|r| r.numbers.iter().copied()));
+            }
+            keep
+        });
+        freed
+    }
+
+    /// Who has the VDI open.
+    pub(crate) fn connections(&self) -> Vec<Connection> {
+        self.table.lock().connections.values().cloned().collect()
+    }
+
+    /// Begins a request of a connection; `None` if the connection is not known here.
+    ///
+    /// `fenced` says whether the connection's attach generation has been superseded.
+    pub(crate) fn begin(
+        &self,
+        gateway: Session,
+        connection: u64,
+        fenced: impl Fn(&Connection) -> bool,
+    ) -> Option<Result<InFlight<'_>, IoFailure>> {
+        let mut table = self.table.lock();
+        let known = table.connections.get(&(gateway, connection))?;
+        if fenced(known) {
+            return Some(Err(IoFailure::Fenced));
+        }
+        *table.in_flight.entry((gateway, connection)).or_default() += 1;
+        Some(Ok(InFlight { clients: self, key: (gateway, connection) }))
+    }
+
+    /// Waits until no request is under way on any connection that `which` names.
+    pub(crate) async fn idle(&self, which: impl Fn(&Connection) -> bool) {
+        loop {
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            {
+                let table = self.table.lock();
+                let busy = table
+                    .connections
+                    .iter()
+                    .any(|(key, c)| which(c) && table.in_flight.contains_key(key));
+                if !busy {
+                    return;
+                }
+            }
+            ended.await;
+        }
+    }
+
+    /// Whether a request came from another node's gateway.
+    pub(crate) fn is_remote(&self, request: &RequestId, me: Session) -> bool {
+        session(request) != me
+    }
+
+    /// A request of another gateway arrives. `freed` gets the numbers of writes that cannot come again.
+    pub(crate) fn arrive(&self, request: RequestId, answered: u64, freed: &mut Vec<u64>) -> Arrival {
+        let mut table = self.table.lock();
+        let gateway = table.gateways.entry(session(&request)).or_default();
+        if answered > gateway.answered {
+            gateway.answered = answered;
+            let open = gateway.requests.split_off(&answered);
+            let over = std::mem::replace(&mut gateway.requests, open);
+            freed.extend(over.into_values().flat_map(|r| r.numbers));
+        }
+        if request.number < gateway.answered {
+            return Arrival::Late;
+        }
+        if let Some(known) = gateway.requests.get(&request.number) {
+            return Arrival::Again(known.outcome.clone());
+        }
+        let (sender, outcome) = watch::channel(None);
+        gateway.requests.insert(request.number, Known { outcome, numbers: Vec::new() });
+        Arrival::New(sender)
+    }
+
+    /// A request was not done and may be tried anew.
+    pub(crate) fn withdraw(&self, request: RequestId) -> Vec<u64> {
+        let mut table = self.table.lock();
+        let gateway = table.gateways.get_mut(&session(&request));
+        gateway.and_then(|g| g.requests.remove(&request.number)).map(|r| r.numbers).unwrap_or_default()
+    }
+
+    /// Keeps a write's number open until its gateway has answered the request. False if that has happened.
+    pub(crate) fn keep_number(&self, request: RequestId, number: u64) -> bool {
+        let mut table = self.table.lock();
+        let known =
+            table.gateways.get_mut(&session(&request)).and_then(|g| g.requests.get_mut(&request.number));
+        match known {
+            Some(known) => {
+                known.numbers.push(number);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Every request of a gateway below this number has been answered.
+    pub(crate) fn answered(&self, request: &RequestId) -> u64 {
+        self.table.lock().gateways.get(&session(request)).map_or(0, |g| g.answered)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(number: u64) -> RequestId {
+        RequestId { node: 1, start: 1, number }
+    }
+
+    #[test]
+    fn a_request_that_comes_again_gets_the_first_ones_outcome() {
+        let clients = Clients::default();
+        let mut freed = Vec::new();
+        let Arrival::New(sender) = clients.arrive(request(5), 0, &mut freed) else { panic!("new") };
+        assert!(clients.keep_number(request(5), 77));
+        let Arrival::Again(outcome) = clients.arrive(request(5), 0, &mut freed) else { panic!("again") };
+        sender.send_replace(Some(Ok(())));
+        assert_eq!(*outcome.borrow(), Some(Ok(())));
+        assert!(freed.is_empty());
+        assert!(matches!(clients.arrive(request(6), 6, &mut freed), Arrival::New(_)));
+        assert_eq!(freed, [77]);
+        assert!(matches!(clients.arrive(request(5), 6, &mut freed), Arrival::Late));
+        assert!(!clients.keep_number(request(5), 78));
+    }
+
+    #[tokio::test]
+    async fn a_fenced_connection_is_refused_and_what_it_had_under_way_is_waited_for() {
+        use futures::FutureExt;
+        let clients = Clients::default();
+        let gateway = Session { node: wire::id::NodeId(1), start: 1 };
+        let connection = Connection {
+            gateway: gateway.into(),
+            connection: 3,
+            attach_client: "c".into(),
+            attach_generation: 1,
+            ..Connection::default()
+        };
+        clients.open(connection);
+        let under_way = clients.begin(gateway, 3, |_| false).expect("known").expect("not fenced");
+        assert!(clients.begin(gateway, 4, |_| false).is_none());
+        let fenced = clients.begin(gateway, 3, |c| c.attach_generation < 2).expect("known");
+        assert!(matches!(fenced, Err(IoFailure::Fenced)));
+        let mut idle = Box::pin(clients.idle(|c| c.attach_generation < 2));
+        assert!((&mut idle).now_or_never().is_none());
+        drop(under_way);
+        idle.now_or_never().expect("nothing is under way");
+    }
+}

@@ -1,0 +1,679 @@
+//! A VDI at its owner: reads, writes, zeroes and flushes by byte range.
+//!
+//! Called by [`crate::gateway`] for clients of this node and of others. One owner exists per (vdi,
+//! generation); it is born by an `Acquire` in the log, takes over ([`super::takeover`]), serves, and ends
+//! when the log names another generation.
+//!
+//! Locks, outermost first: `admission` (shared by every request, exclusive to hand over), a cell's `gate`
+//! (shared by requests to an allocated object, exclusive to create or drop it), the tree's `grow`, an
+//! object's turns.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::{RwLock, watch};
+use wire::frame::Payload;
+use wire::id::{Birth, Generation, Oid, Session, VdiId};
+use wire::peer::{AppliedRequest, ObjectRef, RequestId, VdiRequest, op};
+use wire::policy::Copies;
+
+use super::clients::Clients;
+use super::context::{Context, LOOK_AGAIN, RETRY_DELAY};
+use super::map::Entry;
+use super::object::{Change, Object};
+use super::span::{Span, spans};
+use super::stability::Stability;
+use super::tree::Tree;
+use crate::cluster::state::{ClusterState, OBJECT_SIZE};
+use crate::store::Segment;
+
+/// Cells kept for objects that nobody uses at the moment; some 300 bytes each.
+const CELLS_MAX: usize = 32 << 10;
+/// Requests of one client request to different objects at once.
+const PARALLEL: usize = 8;
+/// Objects whose blocks are looked into for one BLOCK_STATUS.
+const STATUS_OBJECTS_MAX: u64 = 64;
+
+/// Why a request to an owner failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum IoFailure {
+    /// The VDI has, or is about to have, another owner: ask that one.
+    #[error("not the owner")]
+    NotOwner,
+    /// A higher attach generation of the client is known.
+    #[error("fenced by a later attachment")]
+    Fenced,
+    /// There is no space for a new object.
+    #[error("no space")]
+    NoSpace,
+    /// All copies are damaged.
+    #[error("no undamaged copy")]
+    Io,
+}
+
+/// Whether an object exists.
+enum Slot {
+    Unknown,
+    Hole,
+    There(Arc<Object>),
+}
+
+struct Cell {
+    gate: RwLock<Slot>,
+}
+
+/// What nodes have to make durable at the next flush.
+#[derive(Default)]
+struct Dirty {
+    sessions: HashSet<Session>,
+    /// Nothing is known of what earlier generations left: the first flush goes to everybody (rule 5).
+    everybody: bool,
+}
+
+/// A VDI at its owner.
+pub(crate) struct Owner {
+    pub(crate) context: Arc<Context>,
+    pub(crate) vdi: VdiId,
+    pub(crate) generation: Generation,
+    pub(crate) copies: Copies,
+    pub(crate) min_copies: u8,
+    pub(crate) size: u64,
+    pub(crate) object_count: u64,
+    pub(crate) stability: Stability,
+    pub(crate) tree: Tree,
+    pub(crate) clients: Clients,
+    cells: Mutex<HashMap<u64, Arc<Cell>>>,
+    births: AtomicU64,
+    dirty: Mutex<Dirty>,
+    flush: tokio::sync::Mutex<u64>,
+    flush_tickets: AtomicU64,
+    /// Objects that the map no longer names; removed once that is durable (rule 11).
+    doomed: Mutex<Vec<ObjectRef>>,
+    /// Client requests that an earlier owner had applied.
+    inherited: Mutex<HashMap<(RequestId, ObjectRef, u32), ()>>,
+    inherited_done: AtomicBool,
+    waiting: Arc<AtomicU32>,
+    admission: RwLock<()>,
+    released: AtomicBool,
+    serving: watch::Sender<bool>,
+    damaged: Mutex<HashSet<ObjectRef>>,
+}
+
+/// Counts as long as something waits for copies to come back.
+pub(crate) struct Waiting(Arc<AtomicU32>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Owner {
+    /// The owner for a generation that this node's session was given in `state`.
+    pub(crate) fn new(context: Arc<Context>, vdi: &crate::cluster::state::Vdi) -> Arc<Self> {
+        Arc::new(Self {
+            vdi: vdi.id,
+            generation: vdi.owner.generation,
+            copies: vdi.copies,
+            min_copies: vdi.min_copies,
+            size: vdi.size,
+            object_count: vdi.object_count(),
+            stability: Stability::new(),
+            tree: Tree::default(),
+            clients: Clients::default(),
+            cells: Mutex::default(),
+            births: AtomicU64::new(1),
+            dirty: Mutex::new(Dirty { everybody: true, ..Dirty::default() }),
+            flush: tokio::sync::Mutex::new(0),
+            flush_tickets: AtomicU64::new(0),
+            doomed: Mutex::default(),
+            inherited: Mutex::default(),
+            inherited_done: AtomicBool::new(false),
+            waiting: Arc::default(),
+            admission: RwLock::new(()),
+            released: AtomicBool::new(false),
+            serving: watch::channel(false).0,
+            damaged: Mutex::default(),
+            context,
+        })
+    }
+
+    /// The newest state, if this owner is still the VDI's.
+    pub(crate) fn current(&self) -> Result<Arc<ClusterState>, IoFailure> {
+        let state = self.context.view.state();
+        let owner = state.vdi(self.vdi).map(|v| v.owner);
+        match owner {
+            Some(o) if o.session == Some(self.context.me) && o.generation == self.generation => Ok(state),
+            _ => Err(IoFailure::NotOwner),
+        }
+    }
+
+    /// The takeover is done: requests may go on.
+    pub(crate) fn begin_serving(&self) {
+        self.serving.send_replace(true);
+    }
+
+    pub(crate) fn is_serving(&self) -> bool {
+        *self.serving.borrow()
+    }
+
+    /// Waits for the takeover to be done; an error if the VDI gets another owner first.
+    async fn served(&self) -> Result<(), IoFailure> {
+        let mut serving = self.serving.subscribe();
+        loop {
+            if *serving.borrow_and_update() {
+                break;
+            }
+            self.current()?;
+            let _either = tokio::time::timeout(LOOK_AGAIN, serving.changed()).await;
+        }
+        if self.released.load(Ordering::Acquire) { Err(IoFailure::NotOwner) } else { Ok(()) }
+    }
+
+    /// Counts a request as waiting for copies until the guard is dropped.
+    pub(crate) fn waiting_for_copies(&self) -> Waiting {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(self.waiting.clone())
+    }
+
+    /// What requests wait for, if any do; for people.
+    pub(crate) fn waits_for(&self) -> String {
+        let requests = self.waiting.load(Ordering::Relaxed);
+        if requests == 0 {
+            return String::new();
+        }
+        let state = self.context.view.state();
+        let dead: Vec<String> = state
+            .nodes()
+            .filter(|n| !n.spec.gateway && n.live_session().is_none())
+            .map(|n| format!("{} at {}", n.spec.session.node, n.spec.admin))
+            .collect();
+        format!(
+            "{requests} requests wait for {} copies in sync; not there: {}",
+            self.min_copies,
+            if dead.is_empty() { "nobody (copies are catching up)".to_owned() } else { dead.join(", ") }
+        )
+    }
+
+    pub(crate) fn object_name(&self, oid: Oid, birth: Birth, size: u32) -> ObjectRef {
+        let slot = self.context.view.state().slot_of(oid);
+        ObjectRef::new(oid, birth, self.copies, slot, size)
+    }
+
+    /// A birth that was never used before.
+    pub(crate) fn next_birth(&self) -> Result<Birth, IoFailure> {
+        let counter = self.births.fetch_add(1, Ordering::Relaxed);
+        // 16 million creations in one generation: the next generation has as many.
+        Birth::new(self.generation, counter).ok_or(IoFailure::NoSpace)
+    }
+
+    /// Learns what an earlier owner had applied for clients that may send it again.
+    pub(crate) fn inherit(&self, applied: impl IntoIterator<Item = AppliedRequest>) {
+        let mut inherited = self.inherited.lock();
+        inherited.extend(applied.into_iter().map(|a| ((a.request, a.object, a.offset), ())));
+        self.inherited_done.store(inherited.is_empty(), Ordering::Release);
+    }
+
+    /// Whether an earlier owner has applied this part of a request everywhere.
+    pub(crate) fn was_applied(&self, id: RequestId, object: &ObjectRef, offset: u32) -> bool {
+        !self.inherited_done() && self.inherited.lock().contains_key(&(id, *object, offset))
+    }
+
+    pub(crate) fn inherited_done(&self) -> bool {
+        self.inherited_done.load(Ordering::Acquire)
+    }
+
+    /// Forgets inherited requests that can no longer be sent again: answered, or their gateway is dead.
+    pub(crate) fn forget_inherited(&self, gone: impl Fn(&RequestId) -> bool) {
+        if self.inherited_done() {
+            return;
+        }
+        let mut inherited = self.inherited.lock();
+        inherited.retain(|(id, _, _), ()| !gone(id));
+        self.inherited_done.store(inherited.is_empty(), Ordering::Release);
+    }
+
+    /// A write has come to its end at every member.
+    pub(crate) fn finished(&self, number: u64, request: Option<RequestId>) {
+        match request.filter(|r| self.clients.is_remote(r, self.context.me)) {
+            // The gateway may still send it again.
+            Some(request) => {
+                if !self.clients.keep_number(request, number) {
+                    self.stability.end(number);
+                }
+            }
+            None => self.stability.end(number),
+        }
+    }
+
+    pub(crate) fn mark_dirty(&self, members: &[Session]) {
+        let mut dirty = self.dirty.lock();
+        for member in members {
+            if !dirty.sessions.contains(member) {
+                dirty.sessions.insert(*member);
+            }
+        }
+    }
+
+    fn cell(&self, index: u64) -> Arc<Cell> {
+        let mut cells = self.cells.lock();
+        if let Some(cell) = cells.get(&index) {
+            return cell.clone();
+        }
+        if cells.len() >= CELLS_MAX {
+            // Whoever holds a cell relies on its being the only one of its object.
+            cells.retain(|_, c| Arc::strong_count(c) > 1);
+        }
+        cells.entry(index).or_insert_with(|| Arc::new(Cell { gate: RwLock::new(Slot::Unknown) })).clone()
+    }
+
+    /// Finds out whether an object exists. With the cell's gate held exclusively.
+    async fn resolve(&self, index: u64, slot: &mut Slot) -> Result<(), IoFailure> {
+        if matches!(slot, Slot::Unknown) {
+            *slot = match self.lookup(index).await? {
+                Some(entry) => Slot::There(Arc::new(self.open_object(self.data_name(index, entry)).await?)),
+                None => Slot::Hole,
+            };
+        }
+        Ok(())
+    }
+
+    fn data_name(&self, index: u64, entry: Entry) -> ObjectRef {
+        self.object_name(Oid::data(entry.creator, index), entry.birth, OBJECT_SIZE)
+    }
+
+    /// Reads a range.
+    pub(crate) async fn read(&self, offset: u64, len: u64) -> Result<Vec<Segment>, IoFailure> {
+        let _admitted = self.admission.read().await;
+        self.served().await?;
+        let mut all = spans(offset, len);
+        if let (Some(span), None) = (all.next(), all.next()) {
+            return self.read_span(span).await;
+        }
+        use futures::{StreamExt, TryStreamExt};
+        let parts: Vec<Vec<Segment>> = futures::stream::iter(spans(offset, len))
+            .map(|span| self.read_span(span))
+            .buffered(PARALLEL)
+            .try_collect()
+            .await?;
+        Ok(parts.concat())
+    }
+
+    async fn read_span(&self, span: Span) -> Result<Vec<Segment>, IoFailure> {
+        let cell = self.cell(span.index);
+        {
+            let slot = cell.gate.read().await;
+            match &*slot {
+                Slot::There(object) => return self.read_object(object, span.offset, span.len).await,
+                Slot::Hole => return self.hole(span.len).await,
+                Slot::Unknown => {}
+            }
+        }
+        let mut slot = cell.gate.write().await;
+        self.resolve(span.index, &mut slot).await?;
+        let slot = slot.downgrade();
+        match &*slot {
+            Slot::There(object) => self.read_object(object, span.offset, span.len).await,
+            Slot::Hole | Slot::Unknown => self.hole(span.len).await,
+        }
+    }
+
+    /// What was never allocated reads as zeros, as long as it is this owner who knows.
+    async fn hole(&self, len: u32) -> Result<Vec<Segment>, IoFailure> {
+        while !self.context.lease.is_valid() {
+            self.current()?;
+            // Nobody in particular could confirm it: there is no object to ask for. The lease comes back
+            // with the log's leader, or another owner takes over.
+            self.context.view.change(RETRY_DELAY).await;
+        }
+        self.current()?;
+        Ok(vec![Segment::Hole(len.into())])
+    }
+
+    /// Writes a range. `payload`'s checksums go with the bytes to the disks.
+    pub(crate) async fn write(
+        &self,
+        offset: u64,
+        payload: Payload,
+        fua: bool,
+        request: RequestId,
+    ) -> Result<(), IoFailure> {
+        let _admitted = self.admission.read().await;
+        self.served().await?;
+        let len = payload.len() as u64;
+        let mut all = spans(offset, len);
+        if let (Some(span), None) = (all.next(), all.next()) {
+            self.write_span(span, Change::Data(payload), request).await?;
+        } else {
+            use futures::{StreamExt, TryStreamExt};
+            let parts = split(offset, payload);
+            futures::stream::iter(parts)
+                .map(|(span, part)| self.write_span(span, Change::Data(part), request))
+                .buffer_unordered(PARALLEL)
+                .try_collect::<()>()
+                .await?;
+        }
+        if fua { self.flush_admitted().await } else { Ok(()) }
+    }
+
+    /// Writes zeros to a range; with `punch` their space is given back.
+    pub(crate) async fn zero(
+        &self,
+        offset: u64,
+        len: u64,
+        punch: bool,
+        fua: bool,
+        request: RequestId,
+    ) -> Result<(), IoFailure> {
+        use futures::{StreamExt, TryStreamExt};
+        let _admitted = self.admission.read().await;
+        self.served().await?;
+        if punch {
+            // Only what exists has anything to give back.
+            let first = offset / u64::from(OBJECT_SIZE);
+            let last = (offset + len).div_ceil(u64::from(OBJECT_SIZE));
+            let there: Vec<u64> = self.allocated(first, last).await?.into_iter().map(|(i, _)| i).collect();
+            let within = |index: u64| {
+                let start = (index * u64::from(OBJECT_SIZE)).max(offset);
+                let end = ((index + 1) * u64::from(OBJECT_SIZE)).min(offset + len);
+                Span { index, offset: (start % u64::from(OBJECT_SIZE)) as u32, len: (end - start) as u32 }
+            };
+            futures::stream::iter(there)
+                .map(|index| self.punch_span(within(index), request))
+                .buffer_unordered(PARALLEL)
+                .try_collect::<()>()
+                .await?;
+        } else {
+            futures::stream::iter(spans(offset, len))
+                .map(|span| self.write_span(span, Change::Zero { len: span.len, punch: false }, request))
+                .buffer_unordered(PARALLEL)
+                .try_collect::<()>()
+                .await?;
+        }
+        if fua { self.flush_admitted().await } else { Ok(()) }
+    }
+
+    async fn write_span(&self, span: Span, change: Change, request: RequestId) -> Result<(), IoFailure> {
+        let cell = self.cell(span.index);
+        {
+            let slot = cell.gate.read().await;
+            if let Slot::There(object) = &*slot {
+                return self.write_object(object, span.offset, change, Some(request)).await;
+            }
+        }
+        let mut slot = cell.gate.write().await;
+        self.resolve(span.index, &mut slot).await?;
+        if let Slot::There(object) = &*slot {
+            let object = object.clone();
+            let _shared = slot.downgrade();
+            return self.write_object(&object, span.offset, change, Some(request)).await;
+        }
+        let birth = self.next_birth()?;
+        let entry = Entry { creator: self.vdi, birth };
+        let name = self.data_name(span.index, entry);
+        let object = match self.create_object(name).await {
+            Ok(object) => Arc::new(object),
+            Err(failure) => {
+                // No map entry names it; what was created of it goes with the next flush.
+                self.doomed.lock().push(name);
+                return Err(failure);
+            }
+        };
+        // The object is durable everywhere, so its entry may become so at any time; the client hears of
+        // the write only when both the bytes and the entry are everywhere.
+        let (written, mapped) = tokio::join!(
+            self.write_object(&object, span.offset, change, Some(request)),
+            self.set_entry(span.index, Some(entry)),
+        );
+        mapped?;
+        *slot = Slot::There(object);
+        written
+    }
+
+    async fn punch_span(&self, span: Span, request: RequestId) -> Result<(), IoFailure> {
+        let cell = self.cell(span.index);
+        if !span.covers_object(self.size) {
+            let slot = cell.gate.read().await;
+            if let Slot::There(object) = &*slot {
+                let change = Change::Zero { len: span.len, punch: true };
+                return self.write_object(object, span.offset, change, Some(request)).await;
+            }
+        }
+        let mut slot = cell.gate.write().await;
+        self.resolve(span.index, &mut slot).await?;
+        let Slot::There(object) = &*slot else { return Ok(()) };
+        if !span.covers_object(self.size) {
+            let change = Change::Zero { len: span.len, punch: true };
+            return self.write_object(object, span.offset, change, Some(request)).await;
+        }
+        let name = object.name;
+        self.set_entry(span.index, None).await?;
+        *slot = Slot::Hole;
+        self.doomed.lock().push(name);
+        Ok(())
+    }
+
+    /// Makes everything durable that was answered before.
+    pub(crate) async fn flush(&self) -> Result<(), IoFailure> {
+        let _admitted = self.admission.read().await;
+        self.served().await?;
+        self.flush_admitted().await
+    }
+
+    async fn flush_admitted(&self) -> Result<(), IoFailure> {
+        // A flush that begins after this moment covers us, whoever asked for it.
+        let ticket = self.flush_tickets.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut covered = self.flush.lock().await;
+        if *covered >= ticket {
+            return Ok(());
+        }
+        let covers = self.flush_tickets.load(Ordering::Acquire);
+        let doomed = std::mem::take(&mut *self.doomed.lock());
+        let dirty = {
+            let mut dirty = self.dirty.lock();
+            std::mem::take(&mut *dirty)
+        };
+        match self.flush_members(&dirty).await {
+            Ok(()) => {
+                *covered = covers;
+                drop(covered);
+                for name in doomed {
+                    self.remove_object(name).await?;
+                }
+                Ok(())
+            }
+            Err(failure) => {
+                let mut now = self.dirty.lock();
+                now.everybody |= dirty.everybody;
+                now.sessions.extend(dirty.sessions);
+                self.doomed.lock().extend(doomed);
+                Err(failure)
+            }
+        }
+    }
+
+    async fn flush_members(&self, dirty: &Dirty) -> Result<(), IoFailure> {
+        let state = self.current()?;
+        let mut targets = dirty.sessions.clone();
+        if dirty.everybody {
+            let holders = state.nodes().filter(|n| !n.spec.gateway).filter_map(|n| n.live_session());
+            targets.extend(holders.filter(|s| state.serves(*s)));
+        }
+        futures::future::try_join_all(targets.into_iter().map(|to| self.flush_member(to))).await.map(drop)
+    }
+
+    /// Until it has flushed, or no longer counts: what it had, the others in sync have too.
+    async fn flush_member(&self, to: Session) -> Result<(), IoFailure> {
+        loop {
+            if !self.current()?.serves(to) {
+                return Ok(());
+            }
+            let fence = wire::peer::Fence { to_start: to.start, ..self.fence(0) };
+            let meta = VdiRequest { fence }.encode_to_vec().into();
+            let asked = self.context.ask(to, op::FLUSH, meta, Payload::empty());
+            tokio::select! {
+                // Dropping the question forgets it; a flush more does no harm.
+                answer = asked => match answer {
+                    Ok(_) => return Ok(()),
+                    Err(_) => tokio::time::sleep(RETRY_DELAY).await,
+                },
+                () = self.gone(to) => {}
+            }
+        }
+    }
+
+    async fn gone(&self, session: Session) {
+        let mut state = self.context.view.subscribe();
+        // The sender lives as long as the node.
+        let _closed = state.wait_for(|a| !a.state.serves(session) || self.current().is_err()).await;
+    }
+
+    /// Data and holes of a range, in turn; may end early.
+    pub(crate) async fn status(&self, offset: u64, len: u64) -> Result<Vec<(u64, bool)>, IoFailure> {
+        let _admitted = self.admission.read().await;
+        self.served().await?;
+        let object = u64::from(OBJECT_SIZE);
+        let end = offset + len;
+        let first = offset / object;
+        let last = end.div_ceil(object);
+        let there = self.allocated(first, last.min(first + (1 << 16))).await?;
+        let end = end.min((first + (1 << 16)) * object);
+        let mut runs: Vec<(u64, bool)> = Vec::new();
+        let mut push = |len: u64, hole: bool| match runs.last_mut() {
+            _ if len == 0 => {}
+            Some(last) if last.1 == hole => last.0 += len,
+            _ => runs.push((len, hole)),
+        };
+        let mut at = offset;
+        let mut looked = 0;
+        for (index, entry) in there {
+            let start = (index * object).max(offset);
+            let stop = ((index + 1) * object).min(end);
+            push(start - at, true);
+            at = start;
+            if looked == STATUS_OBJECTS_MAX {
+                return Ok(runs);
+            }
+            looked += 1;
+            for (from, to, hole) in self.holes(index, entry).await? {
+                let (from, to) = (from + index * object, to + index * object);
+                push(to.min(stop).saturating_sub(from.max(start)), hole);
+            }
+            at = stop;
+        }
+        push(end - at, true);
+        Ok(runs)
+    }
+
+    /// An object's runs of blocks: from, to, whether it is a hole.
+    async fn holes(&self, index: u64, entry: Entry) -> Result<Vec<(u64, u64, bool)>, IoFailure> {
+        let block = wire::checksum::BLOCK_SIZE as u64;
+        let name = self.data_name(index, entry);
+        let meta = |to: Session, config| {
+            let fence = wire::peer::Fence { to_start: to.start, ..self.fence(config) };
+            wire::peer::ObjectRequest { fence, object: name, offset: 0, len: 0 }.encode_to_vec().into()
+        };
+        let slot = wire::id::SlotIndex(name.slot);
+        let (meta, _) = self.ask_in_sync(slot, op::TABLE, meta).await?;
+        let reply = wire::peer::TableReply::decode(meta).map_err(|_| IoFailure::Io)?;
+        let mut runs: Vec<(u64, u64, bool)> = Vec::new();
+        for (i, entry) in (0u64..).zip(reply.entries.chunks_exact(2)) {
+            let hole = !crate::store::BlockEntry { crc: entry[0], stamp: entry[1] }.is_present();
+            match runs.last_mut() {
+                Some(last) if last.2 == hole => last.1 += block,
+                _ => runs.push((i * block, (i + 1) * block, hole)),
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Stops taking requests and waits for those under way, at most `patience`. `None` if they did not end.
+    pub(crate) async fn drain(&self, patience: Duration) -> Option<tokio::sync::RwLockWriteGuard<'_, ()>> {
+        let guard = tokio::time::timeout(patience, self.admission.write()).await.ok()?;
+        Some(guard)
+    }
+
+    /// From now on requests are refused; called while drained.
+    pub(crate) fn set_released(&self) {
+        self.released.store(true, Ordering::Release);
+    }
+
+    /// Requests may go on after all.
+    pub(crate) fn unset_released(&self) {
+        self.released.store(false, Ordering::Release);
+    }
+
+    /// Whether objects wait to be removed after a flush.
+    pub(crate) fn has_doomed(&self) -> bool {
+        !self.doomed.lock().is_empty()
+    }
+
+    /// Notes an object with a damaged copy for repair.
+    pub(crate) fn heal_later(&self, name: ObjectRef) {
+        self.damaged.lock().insert(name);
+    }
+
+    /// Objects with a damaged copy.
+    pub(crate) fn take_damaged(&self) -> Vec<ObjectRef> {
+        self.damaged.lock().drain().collect()
+    }
+
+    /// Runs `f` while nobody else touches an object of this VDI that exists.
+    pub(crate) async fn with_object_alone<T>(
+        &self,
+        name: &ObjectRef,
+        f: impl AsyncFnOnce() -> T,
+    ) -> T {
+        if name.oid().kind() == Some(wire::id::ObjectKind::Data) {
+            let cell = self.cell(name.oid().index());
+            let _alone = cell.gate.write().await;
+            f().await
+        } else {
+            // A page of the map: nothing of the VDI moves meanwhile.
+            f().await
+        }
+    }
+}
+
+/// Cuts a payload at object borders, and its checksums with it.
+fn split(offset: u64, payload: Payload) -> Vec<(Span, Payload)> {
+    let (data, crcs) = payload.into_parts();
+    let mut parts = Vec::new();
+    let (mut at, mut piece) = (0usize, 0usize);
+    for span in spans(offset, data.len() as u64) {
+        let bytes: Bytes = data.slice(at..at + span.len as usize);
+        let pieces = wire::checksum::pieces(span.offset.into(), bytes.len()).count();
+        let sums = crcs[piece..piece + pieces].to_vec();
+        let part = Payload::with_crcs(span.offset.into(), bytes.clone(), sums)
+            .unwrap_or_else(|| Payload::new(span.offset.into(), bytes));
+        parts.push((span, part));
+        at += span.len as usize;
+        piece += pieces;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_split_with_its_checksums() {
+        let data: Bytes = (0..9_000_000u32).map(|i| i as u8).collect::<Vec<_>>().into();
+        let offset = u64::from(OBJECT_SIZE) - 1000;
+        let parts = split(offset, Payload::new(offset, data.clone()));
+        assert_eq!(parts.len(), 3);
+        let mut joined = Vec::new();
+        for (span, part) in parts {
+            assert_eq!(part.len(), span.len as usize);
+            part.verify().expect("the checksums belong to the bytes");
+            joined.extend_from_slice(part.data());
+        }
+        assert_eq!(joined, data);
+    }
+}
