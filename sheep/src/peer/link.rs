@@ -201,13 +201,13 @@ impl Link {
             let _ = sender.send(Err(error.into()));
             return pending;
         }
-        let outbox = {
+        let (outbox, under_way) = {
             let mut state = self.state.lock();
             match &mut state.phase {
                 Phase::Up(outbox) => {
                     let outbox = Arc::clone(outbox);
                     state.outstanding.insert(id, sender);
-                    outbox
+                    (outbox, state.outstanding.len())
                 }
                 Phase::Connecting { kept } => {
                     kept.push(frame);
@@ -230,7 +230,7 @@ impl Link {
                 }
             }
         };
-        outbox.push(&frame);
+        outbox.push(&frame, under_way);
         pending
     }
 
@@ -365,7 +365,7 @@ impl Link {
         let mut state = self.state.lock();
         // Under the lock, so that no later request overtakes those kept.
         if let Phase::Connecting { kept } = &state.phase {
-            kept.iter().for_each(|frame| outbox.push(frame));
+            kept.iter().for_each(|frame| outbox.push(frame, kept.len()));
         }
         state.phase = Phase::Up(Arc::clone(outbox));
     }

@@ -123,7 +123,7 @@ impl Responder {
 
     fn answer(&mut self, frame: &Frame) {
         self.answered = true;
-        self.conn.outbox.push(frame);
+        self.conn.outbox.push(frame, self.conn.load.count.load(Ordering::Relaxed));
     }
 }
 
