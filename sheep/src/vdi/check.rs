@@ -1,0 +1,170 @@
+//! Compares a VDI's copies with each other and its map with what nodes hold; repairs on request.
+//!
+//! Called by the admin API through the VDI's owner, who alone can tell a copy that is behind from one that
+//! is being written.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use prost::Message;
+use wire::frame::Payload;
+use wire::id::{ObjectKind, Oid, Session, SlotIndex};
+use wire::peer::{Fence, ListReply, ListVdiRequest, ObjectRef, ObjectRequest, Status, TableReply, op};
+
+use super::context::Failure;
+use super::owner::{IoFailure, Owner};
+use crate::cluster::slots::MemberState;
+use crate::cluster::state::OBJECT_SIZE;
+
+/// Something that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// A copy's bytes do not match their checksums.
+    Damaged { object: ObjectRef, session: Session, blocks: usize },
+    /// An in-sync copy is missing.
+    Missing { object: ObjectRef, session: Session },
+    /// In-sync copies differ.
+    Differs { object: ObjectRef },
+    /// A node holds an object that the map does not name.
+    Orphan { object: ObjectRef, session: Session },
+    /// Fewer copies than there should be are in sync.
+    Degraded { object: ObjectRef, in_sync: usize },
+}
+
+impl Owner {
+    /// Checks one object; with `repair` also heals it.
+    pub(crate) async fn check_object(
+        &self,
+        object: ObjectRef,
+        repair: bool,
+    ) -> Result<Vec<Finding>, IoFailure> {
+        self.with_object_alone(&object, async || {
+            let mut findings = self.inspect(object).await?;
+            let bad = |f: &Finding| !matches!(f, Finding::Degraded { .. });
+            if repair && findings.iter().any(bad) {
+                self.heal(object).await?;
+                findings = self.inspect(object).await?;
+            }
+            Ok(findings)
+        })
+        .await
+    }
+
+    async fn inspect(&self, object: ObjectRef) -> Result<Vec<Finding>, IoFailure> {
+        let state = self.current()?;
+        let Some(config) = state.slot(self.copies, SlotIndex(object.slot)) else { return Ok(Vec::new()) };
+        let mut findings = Vec::new();
+        let mut versions = HashSet::new();
+        let members: Vec<Session> = config
+            .in_state(MemberState::InSync)
+            .map(|m| m.session)
+            .filter(|s| state.serves(*s))
+            .collect();
+        if members.len() < usize::from(self.copies.get()) {
+            findings.push(Finding::Degraded { object, in_sync: members.len() });
+        }
+        for session in members {
+            let fence = Fence { to_start: session.start, ..self.fence(config.version) };
+            let request = ObjectRequest { fence, object, offset: 0, len: 0 }.encode_to_vec();
+            match self.context.ask(session, op::VERIFY, request.clone().into(), Payload::empty()).await {
+                Ok((meta, _)) => {
+                    let verified = TableReply::decode(meta).map_err(|_| IoFailure::Io)?;
+                    if !verified.damaged.is_empty() {
+                        let blocks = verified.damaged.len();
+                        findings.push(Finding::Damaged { object, session, blocks });
+                    }
+                    let table = self.context.ask(session, op::TABLE, request.into(), Payload::empty()).await;
+                    if let Ok((meta, _)) = table {
+                        let table = TableReply::decode(meta).map_err(|_| IoFailure::Io)?;
+                        versions.insert((table.version, table.entries));
+                    }
+                }
+                Err(Failure::Status(Status::NotFound)) => {
+                    findings.push(Finding::Missing { object, session });
+                }
+                Err(Failure::Status(Status::Damaged)) => {
+                    findings.push(Finding::Damaged { object, session, blocks: 0 });
+                }
+                Err(_) => {}
+            }
+        }
+        if versions.len() > 1 {
+            findings.push(Finding::Differs { object });
+        }
+        Ok(findings)
+    }
+
+    /// Brings a damaged, missing or differing copy back from a sound one: the member is taken out of the
+    /// in-sync set, so that it catches up and its copy is compared and mended before it counts again.
+    pub(crate) async fn heal(&self, object: ObjectRef) -> Result<(), IoFailure> {
+        for finding in self.inspect(object).await? {
+            let (Finding::Damaged { session, .. } | Finding::Missing { session, .. }) = finding else {
+                continue;
+            };
+            self.mend_copy(object, session).await?;
+        }
+        self.settle(object, false).await
+    }
+
+    /// The objects of the VDI according to its map, pages included.
+    pub(crate) async fn mapped(&self, from: u64, to: u64) -> Result<Vec<ObjectRef>, IoFailure> {
+        let there = self.allocated(from, to).await?;
+        let name = |(index, entry): (u64, super::map::Entry)| {
+            self.object_name(Oid::data(entry.creator, index), entry.birth, OBJECT_SIZE)
+        };
+        Ok(there.into_iter().map(name).collect())
+    }
+
+    /// What nodes hold of the VDI without the map naming it.
+    pub(crate) async fn orphans(self: &Arc<Self>, repair: bool) -> Result<Vec<Finding>, IoFailure> {
+        let mut held: BTreeMap<(u128, u64), (ObjectRef, Vec<Session>)> = BTreeMap::new();
+        let state = self.current()?;
+        let holders = state.nodes().filter(|n| !n.spec.gateway).filter_map(|n| n.live_session());
+        for session in holders.filter(|s| state.serves(*s)) {
+            let mut after = None;
+            loop {
+                let request = ListVdiRequest { vdi: self.vdi.0, after }.encode_to_vec();
+                let answer =
+                    self.context.ask(session, op::LIST_VDI, request.into(), Payload::empty()).await;
+                let Ok((meta, _)) = answer else { break };
+                let list = ListReply::decode(meta).map_err(|_| IoFailure::Io)?;
+                for listed in &list.objects {
+                    let key = (listed.object.oid().0, listed.object.birth);
+                    held.entry(key).or_insert((listed.object, Vec::new())).1.push(session);
+                }
+                after = list.objects.last().map(|l| l.object).filter(|_| list.more);
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        let mut findings = Vec::new();
+        for (object, sessions) in held.into_values() {
+            // Births of this generation may be on their way into the map.
+            let old = object.birth().generation() < self.generation;
+            if !old || self.is_mapped(&object).await? {
+                continue;
+            }
+            if repair {
+                self.remove_object(object).await?;
+            } else {
+                findings.extend(sessions.into_iter().map(|session| Finding::Orphan { object, session }));
+            }
+        }
+        Ok(findings)
+    }
+
+    async fn is_mapped(&self, object: &ObjectRef) -> Result<bool, IoFailure> {
+        match object.oid().kind() {
+            Some(ObjectKind::Data) => {
+                let entry = self.lookup(object.oid().index()).await?;
+                Ok(entry.is_some_and(|e| e.birth == object.birth() && e.creator == object.oid().creator()))
+            }
+            Some(ObjectKind::Map) => {
+                let (level, number) = ((object.oid().index() >> 48) as u8, object.oid().index() & ((1 << 48) - 1));
+                Ok(self.page_birth(level, number).await? == Some(object.birth()))
+            }
+            None => Ok(true),
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! VDIs: byte ranges to objects, and the owner that orders their writes.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `span` | byte range → object ranges; pure |
+//! | `owner` | a VDI at its owner: read, write, zero, flush |
+//! | `object` | one object at its owner: numbering, sending to members, reading |
+//! | `turns` | reads wait for overlapping writes and the reverse |
+//! | `tree`, `map` | the object map and its layout |
+//! | `takeover` | seal and settle before a new owner serves |
+//! | `clients`, `stability` | who is connected; requests that may come again; pure |
+//! | `check` | compares copies and map, and repairs |
+//! | `owners` | the owners on this node, from acquisition to release |
+//! | `context` | what an owner needs of the node |
+
+pub(crate) mod clients;
+pub(crate) mod context;
+mod map;
+mod object;
+pub(crate) mod owner;
+pub(crate) mod owners;
+pub mod span;
+mod stability;
+mod takeover;
+mod tree;
+mod turns;

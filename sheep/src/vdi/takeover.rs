@@ -1,0 +1,299 @@
+//! What a new owner does before its first read: seal, settle (rules 5, 6, 9).
+//!
+//! 1. Every node that may hold a copy records the new generation durably; nothing older lands after that.
+//!    Each tells which objects were written since the last stable mark, and which are suspect after a crash.
+//! 2. An object whose in-sync copies differ is rolled forward: the copy with the highest version has the
+//!    longest prefix of the writes, and its blocks go to the others. A block that is damaged there is taken
+//!    from another copy; if it is torn everywhere, what is there becomes the block: old or new, by sector.
+//! 3. Everybody is told that the generation is settled. Only then requests begin.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use prost::Message;
+use wire::checksum::BLOCK_SIZE;
+use wire::frame::Payload;
+use wire::id::{Session, SlotIndex, Version};
+use wire::peer::{
+    Fence, ObjectRef, ObjectRequest, PatchRequest, ReadReply, SealReply, Status, TableReply, VdiRequest, op,
+};
+
+use super::context::{Failure, LOOK_AGAIN, RETRY_DELAY};
+use super::owner::{IoFailure, Owner};
+use super::tree::flatten;
+use crate::cluster::slots::MemberState;
+use crate::replica;
+use crate::store::BlockEntry;
+
+/// Objects settled at once.
+const PARALLEL: usize = 8;
+/// How often torn copies are looked at again before giving up for now.
+const ROUNDS_MAX: u32 = 8;
+
+/// One copy as its holder describes it.
+struct Copy {
+    session: Session,
+    version: Version,
+    table: Vec<BlockEntry>,
+    damaged: HashSet<u32>,
+}
+
+impl Owner {
+    /// Takes the VDI over. Ends early if somebody else becomes its owner.
+    pub(crate) async fn take_over(self: &Arc<Self>) -> Result<(), IoFailure> {
+        let began = std::time::Instant::now();
+        let replies = self.seal_everywhere().await?;
+        let mut objects: BTreeMap<(u128, u64), (ObjectRef, bool)> = BTreeMap::new();
+        let mut applied = Vec::new();
+        for reply in replies.into_values() {
+            for unsettled in reply.unsettled {
+                let key = (unsettled.object.oid().0, unsettled.object.birth);
+                let known = objects.entry(key).or_insert((unsettled.object, false));
+                known.1 |= unsettled.suspect;
+            }
+            applied.extend(reply.applied);
+        }
+        let count = objects.len();
+        {
+            use futures::{StreamExt, TryStreamExt};
+            futures::stream::iter(objects.into_values())
+                .map(|(object, suspect)| async move { self.settle(object, suspect).await })
+                .buffer_unordered(PARALLEL)
+                .try_collect::<()>()
+                .await?;
+        }
+        self.inherit(applied);
+        self.on_holders(op::SETTLED).await?;
+        self.begin_serving();
+        tracing::info!(
+            vdi = %self.vdi, generation = %self.generation, objects = count,
+            took_ms = began.elapsed().as_millis() as u64, "took a VDI over"
+        );
+        Ok(())
+    }
+
+    async fn seal_everywhere(&self) -> Result<HashMap<Session, SealReply>, IoFailure> {
+        let answers = self.on_holders(op::SEAL).await?;
+        answers
+            .into_iter()
+            .map(|(session, meta)| Ok((session, SealReply::decode(meta).map_err(|_| IoFailure::Io)?)))
+            .collect()
+    }
+
+    /// Asks every node that may hold a copy, until it answers or no longer counts.
+    async fn on_holders(&self, op: u16) -> Result<HashMap<Session, Bytes>, IoFailure> {
+        let mut answers = HashMap::new();
+        loop {
+            let state = self.current()?;
+            let missing: Vec<Session> = state
+                .nodes()
+                .filter(|n| !n.spec.gateway)
+                .filter_map(|n| n.live_session())
+                .filter(|s| state.serves(*s) && !answers.contains_key(s))
+                .collect();
+            if missing.is_empty() {
+                return Ok(answers);
+            }
+            let ask = |to: Session| async move {
+                let fence = Fence { to_start: to.start, ..self.fence(0) };
+                let meta = VdiRequest { fence }.encode_to_vec().into();
+                (to, self.context.ask(to, op, meta, Payload::empty()).await)
+            };
+            let asked = futures::future::join_all(missing.into_iter().map(ask));
+            tokio::select! {
+                // Dropping the questions forgets them; sealing twice does no harm.
+                round = asked => {
+                    let mut failed = false;
+                    for (to, answer) in round {
+                        match answer {
+                            Ok((meta, _)) => _ = answers.insert(to, meta),
+                            Err(_) => failed = true,
+                        }
+                    }
+                    if failed {
+                        self.context.view.change(RETRY_DELAY).await;
+                    }
+                }
+                () = self.membership_changes(state.epoch()) => {}
+            }
+        }
+    }
+
+    async fn membership_changes(&self, epoch: wire::id::Epoch) {
+        let mut state = self.context.view.subscribe();
+        // The sender lives as long as the node.
+        let _closed = state.wait_for(|a| a.state.epoch() != epoch || self.current().is_err()).await;
+    }
+
+    /// Makes all in-sync copies of an object the same.
+    pub(crate) async fn settle(&self, object: ObjectRef, suspect: bool) -> Result<(), IoFailure> {
+        let mut rounds = 0;
+        loop {
+            let Some((copies, gone, complete)) = self.copies_of(&object).await? else {
+                // Nobody in sync is there at present. The slot waits, and when it resumes every VDI is
+                // taken over anew.
+                return Ok(());
+            };
+            if !gone.is_empty() && complete {
+                // A creation that did not reach everyone was never acknowledged, nor is it in the map.
+                if copies.iter().all(|c| c.version == Version::default()) || rounds >= ROUNDS_MAX {
+                    return self.remove_object(object).await;
+                }
+            } else if complete {
+                let same = copies.windows(2).all(|w| w[0].version == w[1].version && w[0].table == w[1].table);
+                let sound = copies.iter().all(|c| c.damaged.is_empty());
+                if same && (sound || !suspect) {
+                    return Ok(());
+                }
+                self.roll_forward(&object, &copies).await?;
+            }
+            rounds += 1;
+            if rounds > ROUNDS_MAX {
+                self.context.view.change(LOOK_AGAIN).await;
+            }
+        }
+    }
+
+    /// The in-sync copies, who of them lacks the object, and whether everybody has answered. `None` while
+    /// no in-sync member is alive.
+    async fn copies_of(
+        &self,
+        object: &ObjectRef,
+    ) -> Result<Option<(Vec<Copy>, Vec<Session>, bool)>, IoFailure> {
+        let state = self.current()?;
+        let slot = SlotIndex(object.slot);
+        let Some(config) = state.slot(self.copies, slot) else { return Ok(None) };
+        let members: Vec<Session> = config
+            .in_state(MemberState::InSync)
+            .map(|m| m.session)
+            .filter(|s| state.serves(*s))
+            .collect();
+        if members.is_empty() {
+            return Ok(None);
+        }
+        let version = config.version;
+        let ask = |to: Session| async move {
+            let meta = self.named(to, *object, version).encode_to_vec().into();
+            (to, self.context.ask(to, op::TABLE, meta, Payload::empty()).await)
+        };
+        let answers = futures::future::join_all(members.into_iter().map(ask)).await;
+        let (mut copies, mut gone, mut complete) = (Vec::new(), Vec::new(), true);
+        for (session, answer) in answers {
+            match answer {
+                Ok((meta, _)) => {
+                    let reply = TableReply::decode(meta).map_err(|_| IoFailure::Io)?;
+                    let entry = |e: &[u32]| BlockEntry { crc: e[0], stamp: e[1] };
+                    copies.push(Copy {
+                        session,
+                        version: reply.version.into(),
+                        table: reply.entries.chunks_exact(2).map(entry).collect(),
+                        damaged: reply.damaged.into_iter().collect(),
+                    });
+                }
+                Err(Failure::Status(Status::NotFound)) => gone.push(session),
+                Err(_) => complete = false,
+            }
+        }
+        if !complete {
+            self.context.view.change(RETRY_DELAY).await;
+        }
+        Ok(Some((copies, gone, complete)))
+    }
+
+    fn named(&self, to: Session, object: ObjectRef, config: u64) -> ObjectRequest {
+        let fence = Fence { to_start: to.start, ..self.fence(config) };
+        ObjectRequest { fence, object, offset: 0, len: 0 }
+    }
+
+    async fn roll_forward(&self, object: &ObjectRef, copies: &[Copy]) -> Result<(), IoFailure> {
+        let Some(best) = copies.iter().max_by_key(|c| c.version) else { return Ok(()) };
+        // Where each block is to come from. The copy itself if it is sound, else the newest sound one.
+        let mut source: HashMap<u32, &Copy> = HashMap::new();
+        let mut torn = Vec::new();
+        for index in 0..best.table.len() as u32 {
+            let sound = |c: &&Copy| !c.damaged.contains(&index) && c.table.len() == best.table.len();
+            let from = if best.damaged.contains(&index) {
+                copies.iter().filter(sound).max_by_key(|c| c.version)
+            } else {
+                Some(best)
+            };
+            match from {
+                Some(copy) => _ = source.insert(index, copy),
+                None => torn.push(index),
+            }
+        }
+        if !torn.is_empty() {
+            tracing::warn!(vdi = %self.vdi, object = %object.oid(), blocks = torn.len(),
+                "blocks are torn on every copy: what was written last before the crash stays half written");
+            return self.patch(best.session, object, best.version, Vec::new(), Payload::empty(), torn).await;
+        }
+        for copy in copies {
+            let differing: Vec<u32> = (0..best.table.len() as u32)
+                .filter(|i| {
+                    let from = source[i];
+                    let same = copy.table.get(*i as usize) == from.table.get(*i as usize);
+                    from.session != copy.session && (!same || copy.damaged.contains(i))
+                })
+                .collect();
+            if differing.is_empty() && copy.version == best.version {
+                continue;
+            }
+            let mut blocks = Vec::with_capacity(3 * differing.len());
+            let mut data = BytesMut::new();
+            for index in differing {
+                let from = source[&index];
+                let entry = from.table[index as usize];
+                blocks.extend([index, entry.crc, entry.stamp]);
+                if entry.is_present() {
+                    match self.block(from.session, object, index).await? {
+                        Some(block) => data.extend_from_slice(&block),
+                        // It changed under us or cannot be had at the moment: look again.
+                        None => return Ok(()),
+                    }
+                }
+            }
+            let payload = Payload::new(0, data.freeze());
+            self.patch(copy.session, object, best.version, blocks, payload, Vec::new()).await?;
+        }
+        Ok(())
+    }
+
+    async fn block(&self, from: Session, object: &ObjectRef, index: u32) -> Result<Option<Vec<u8>>, IoFailure> {
+        let state = self.current()?;
+        let slot = SlotIndex(object.slot);
+        let Some(config) = state.slot(self.copies, slot) else { return Ok(None) };
+        let len = BLOCK_SIZE as u32;
+        let request = ObjectRequest { offset: index * len, len, ..self.named(from, *object, config.version) };
+        let answer =
+            self.context.ask(from, op::READ, request.encode_to_vec().into(), Payload::empty()).await;
+        let Ok((meta, payload)) = answer else { return Ok(None) };
+        if payload.verify().is_err() {
+            return Ok(None);
+        }
+        let reply = ReadReply::decode(meta).map_err(|_| IoFailure::Io)?;
+        Ok(replica::unpack(&reply, payload.data(), len).map(|s| flatten(&s)))
+    }
+
+    async fn patch(
+        &self,
+        to: Session,
+        object: &ObjectRef,
+        version: Version,
+        blocks: Vec<u32>,
+        payload: Payload,
+        accept: Vec<u32>,
+    ) -> Result<(), IoFailure> {
+        let state = self.current()?;
+        let Some(config) = state.slot(self.copies, SlotIndex(object.slot)) else { return Ok(()) };
+        let fence = Fence { to_start: to.start, ..self.fence(config.version) };
+        let request = PatchRequest { fence, object: *object, version: version.into(), blocks, accept };
+        let meta = request.encode_to_vec().into();
+        if self.context.ask(to, op::PATCH, meta, payload).await.is_err() {
+            // Whatever it was, the copies are looked at again.
+            self.context.view.change(RETRY_DELAY).await;
+        }
+        self.mark_dirty(&[to]);
+        Ok(())
+    }
+}
