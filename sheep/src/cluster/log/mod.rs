@@ -52,7 +52,7 @@ use tokio_util::sync::CancellationToken;
 use wire::id::NodeId;
 
 pub use self::codec::CodecError;
-pub use self::config::LogConfig;
+pub use self::config::{LEADER_LEASE, LogConfig};
 pub use self::error::{LogError, MembersError, ProposeError, ReadError, RpcFailure};
 pub use self::net::{LogNet, LogOp, NetError};
 pub use self::types::{Applied, Machine};
