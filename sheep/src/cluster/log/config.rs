@@ -6,6 +6,9 @@ use wire::id::NodeId;
 
 use super::error::LogError;
 
+/// Default of [`LogConfig::leader_lease`]; what leases are granted on rests on it.
+pub const LEADER_LEASE: Duration = Duration::from_millis(600);
+
 /// How a node's log behaves. All voters of a ring should agree on the times.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
@@ -16,7 +19,7 @@ pub struct LogConfig {
     /// How long after the leader's last sign of life a voter refuses to elect another. Default 600 ms: a
     /// stall of 500 ms plus one heartbeat is not a death.
     pub leader_lease: Duration,
-    /// How long after that a voter waits before it stands, at random between these. Default 40 to 160 ms:
+    /// How long after that a voter waits before it stands, at random between these. Default 30 to 120 ms:
     /// the spread keeps two voters from splitting the vote, the minimum absorbs late messages.
     pub stand_after: (Duration, Duration),
     /// How long one append may take before it is sent again; a follower's sync is part of it. Default 300 ms.
@@ -33,8 +36,8 @@ impl LogConfig {
         Self {
             node,
             heartbeat: Duration::from_millis(100),
-            leader_lease: Duration::from_millis(600),
-            stand_after: (Duration::from_millis(40), Duration::from_millis(160)),
+            leader_lease: LEADER_LEASE,
+            stand_after: (Duration::from_millis(30), Duration::from_millis(120)),
             append_timeout: Duration::from_millis(300),
             snapshot_every: 5_000,
             keep_entries: 2_000,

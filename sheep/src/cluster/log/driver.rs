@@ -97,27 +97,51 @@ impl<M: Machine> Driver<M> {
     }
 
     async fn follow(&mut self, now: Instant, metrics: &Metrics) {
-        let me = self.log.inner.config.node.0;
+        let inner = &*self.log.inner;
+        let me = inner.config.node.0;
         let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
         if now < self.not_before || !voters.contains(&me) {
             return;
         }
-        if voters != [me] {
-            let wait = self.log.inner.config.leader_lease + self.patience;
-            if self.log.inner.contact.silence() < wait || !self.canvass(metrics).await {
+        let alone = voters == [me];
+        if !alone {
+            let wait = inner.config.leader_lease + self.patience;
+            if inner.contact.silence() < wait || !inner.contact.promise(inner.config.node) {
+                return;
+            }
+            if !self.canvass(metrics).await {
+                self.log.inner.contact.unpromise(self.log.inner.config.node);
+                let (least, most) = self.log.inner.config.stand_after;
+                self.not_before = Instant::now() + rand::rng().random_range(least..most);
                 return;
             }
         }
         self.not_before = Instant::now() + ELECTION + patience(&self.log);
-        tracing::info!(node = %self.log.inner.config.node, term = metrics.current_term, "stands for election");
-        drop(self.log.inner.raft.trigger().elect().await);
+        self.stand(alone).await;
+    }
+
+    /// Makes openraft a candidate, unless the leader has spoken up meanwhile. Appends wait until it is one.
+    async fn stand(&self, alone: bool) {
+        let inner = &*self.log.inner;
+        let _gate = inner.contact.standing().await;
+        if !alone && inner.contact.silence() <= inner.config.leader_lease {
+            return;
+        }
+        // Both fail only when openraft has ended, which the next tick sees.
+        drop(inner.raft.trigger().elect().await);
+        if let Ok(vote) = inner.raft.with_raft_state(|state| *state.vote_ref()).await
+            && vote.leader_id.node_id == inner.config.node.0
+        {
+            inner.contact.stood(vote.leader_id.term);
+            tracing::info!(node = %inner.config.node, term = vote.leader_id.term, "stands for election");
+        }
     }
 
     /// Whether a majority would vote for this node now.
-    async fn canvass(&mut self, metrics: &Metrics) -> bool {
+    async fn canvass(&self, metrics: &Metrics) -> bool {
         let inner = &*self.log.inner;
         let me = inner.config.node.0;
-        let request = CanvassRequest { last: inner.log_store.last() };
+        let request = CanvassRequest { candidate: inner.config.node, last: inner.log_store.last() };
         let mut asked: FuturesUnordered<_> = metrics
             .membership_config
             .voter_ids()
@@ -142,13 +166,10 @@ impl<M: Machine> Driver<M> {
                 let for_us = voters.iter().filter(|voter| ayes.contains(voter)).count();
                 for_us > voters.len() / 2
             });
-            // The leader may have spoken up meanwhile.
             if won {
-                return inner.contact.silence() > inner.config.leader_lease;
+                return true;
             }
         }
-        let (least, most) = inner.config.stand_after;
-        self.not_before = Instant::now() + rand::rng().random_range(least..most);
         false
     }
 }

@@ -52,7 +52,7 @@ use tokio_util::sync::CancellationToken;
 use wire::id::NodeId;
 
 pub use self::codec::CodecError;
-pub use self::config::LogConfig;
+pub use self::config::{LEADER_LEASE, LogConfig};
 pub use self::error::{LogError, MembersError, ProposeError, ReadError, RpcFailure};
 pub use self::net::{LogNet, LogOp, NetError};
 pub use self::types::{Applied, Machine};
@@ -112,7 +112,11 @@ pub struct LogMetrics {
     /// On the leader: boot time at which the newest message that a majority has confirmed was *sent*.
     /// `None` elsewhere, before the first, and once this node is handing its leadership over.
     pub quorum_acked_at: Option<Duration>,
-    /// The same as an age at the moment of the call.
+    /// On a leader that was elected because the one before it had gone silent: how long before its election
+    /// no majority can have confirmed another leader. Zero on others, and on one that led already when its
+    /// process was started.
+    pub silent_before: Duration,
+    /// The same as [`LogMetrics::quorum_acked_at`], as an age at the moment of the call.
     pub millis_since_quorum_ack: Option<u64>,
     /// On the leader: index each member is known to hold.
     pub matched: BTreeMap<NodeId, u64>,
@@ -232,7 +236,10 @@ impl<M: Machine> ClusterLog<M> {
         let metrics = self.inner.raft.metrics().borrow().clone();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<NodeId> = membership.voter_ids().map(NodeId).collect();
-        let quorum_acked_at = self.quorum_acked_at(&metrics).filter(|_| !self.inner.contact.is_leaving());
+        let term = metrics.current_term;
+        let quorum_acked_at = self.confirmed_at(&metrics).filter(|_| self.inner.contact.may_lead(term));
+        let leads = metrics.state == ServerState::Leader;
+        let silent = leads && self.inner.contact.stood_in(term);
         let age = |at| self.inner.clock.now().saturating_sub(at).as_millis();
         LogMetrics {
             role: match metrics.state {
@@ -250,6 +257,7 @@ impl<M: Machine> ClusterLog<M> {
             learners: membership.learner_ids().map(NodeId).collect(),
             voters,
             quorum_acked_at,
+            silent_before: if silent { self.inner.config.leader_lease } else { Duration::ZERO },
             millis_since_quorum_ack: quorum_acked_at.map(|at| u64::try_from(age(at)).unwrap_or(u64::MAX)),
             matched: metrics
                 .replication
@@ -260,7 +268,8 @@ impl<M: Machine> ClusterLog<M> {
         }
     }
 
-    fn quorum_acked_at(&self, metrics: &types::Metrics) -> Option<Duration> {
+    /// When the newest message that a majority has confirmed was sent, whatever became of the lead since.
+    fn confirmed_at(&self, metrics: &types::Metrics) -> Option<Duration> {
         if metrics.state != ServerState::Leader {
             return None;
         }
@@ -269,11 +278,11 @@ impl<M: Machine> ClusterLog<M> {
         self.inner.confirmations.quorum(configs, me, metrics.current_term, now)
     }
 
-    /// Whether this node leads and a majority has confirmed it within the lease.
-    fn leads_with_quorum(&self) -> bool {
+    /// Whether this node leads and a majority has confirmed that for a message sent within `lease`.
+    fn majority_confirmed(&self, lease: Duration) -> bool {
         let metrics = self.inner.raft.metrics().borrow().clone();
-        let acked = self.quorum_acked_at(&metrics);
-        acked.is_some_and(|at| self.inner.clock.now().saturating_sub(at) <= self.inner.config.leader_lease)
+        let confirmed = self.confirmed_at(&metrics);
+        confirmed.is_some_and(|at| self.inner.clock.now().saturating_sub(at) <= lease)
     }
 
     /// Stops taking part and closes the file; other handles become useless. Returns when all is done, so

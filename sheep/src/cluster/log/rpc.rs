@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use openraft::error::{Fatal, RaftError};
+use openraft::raft::VoteRequest;
 use serde::{Deserialize, Serialize};
 use wire::id::NodeId;
 
@@ -38,6 +39,7 @@ pub(super) enum BarrierAnswer {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct CanvassRequest {
+    pub(super) candidate: NodeId,
     pub(super) last: Option<LogId>,
 }
 
@@ -59,6 +61,7 @@ impl<M: Machine> ClusterLog<M> {
         match op {
             LogOp::Append => {
                 let request = codec::decode(body)?;
+                let _gate = inner.contact.appending().await;
                 let answer = inner.raft.append_entries(request).await.map_err(stopped)?;
                 if !matches!(answer, openraft::raft::AppendEntriesResponse::HigherVote(_)) {
                     inner.contact.heard();
@@ -66,15 +69,16 @@ impl<M: Machine> ClusterLog<M> {
                 Ok(codec::encode(&answer))
             }
             LogOp::Vote => {
-                // openraft's leader grants votes while its followers refuse them. Leases rest on a leader
-                // with a quorum behind it not being replaced unawares.
-                if self.leads_with_quorum() && !inner.contact.is_leaving() {
-                    return Err(RpcFailure::Refused("this node leads".to_owned()));
+                let request: VoteRequest<u64> = codec::decode(body)?;
+                let term = request.vote.leader_id.term;
+                let _voting = inner.contact.voting();
+                let leads = self.majority_confirmed(inner.config.leader_lease);
+                if leads && !inner.contact.is_leaving() || inner.contact.refuses_votes() {
+                    return Err(RpcFailure::Refused("this node leads, or has just handed over".to_owned()));
                 }
-                let request = codec::decode(body)?;
                 let answer = inner.raft.vote(request).await.map_err(stopped)?;
                 if answer.vote_granted {
-                    inner.contact.heard();
+                    inner.contact.voted(term, inner.config.leader_lease);
                 }
                 Ok(codec::encode(&answer))
             }
@@ -101,8 +105,9 @@ impl<M: Machine> ClusterLog<M> {
             LogOp::Canvass => {
                 let request: CanvassRequest = codec::decode(body)?;
                 let yes = inner.contact.silence() > inner.config.leader_lease
-                    && !self.leads_with_quorum()
-                    && request.last >= inner.log_store.last();
+                    && !self.majority_confirmed(inner.config.leader_lease)
+                    && request.last >= inner.log_store.last()
+                    && inner.contact.promise(request.candidate);
                 Ok(codec::encode(&CanvassAnswer { yes }))
             }
             LogOp::Succeed => {

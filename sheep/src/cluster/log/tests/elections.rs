@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::super::LEADER_LEASE;
 use super::ring::{Put, Ring, WAIT, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -12,6 +13,8 @@ async fn the_ring_goes_on_after_its_leader_dies() {
     ring.node(2).propose(Put::new("before", "1"), WAIT).await.unwrap();
     let old = ring.leader().await;
     ring.kill(old).await;
+    let new = ring.leader().await;
+    assert_eq!(ring.node(new).metrics().silent_before, LEADER_LEASE);
     let alive = (1..=3).find(|id| *id != old).unwrap();
     ring.insist(alive, Put::new("after", "2")).await;
     assert_eq!(ring.read(alive, "before"), Some("1".to_owned()));
@@ -59,6 +62,7 @@ async fn a_leader_that_steps_down_is_succeeded_at_once() {
     let took = started.elapsed();
     let new = ring.leader().await;
     assert_ne!(new, old);
+    assert_eq!(ring.node(new).metrics().silent_before, Duration::ZERO, "the old one granted until just now");
     assert!(took < Duration::from_millis(500), "took {took:?}");
     ring.node(old).propose(Put::new("a", "b"), WAIT).await.unwrap();
     ring.kill(old).await;
@@ -91,7 +95,8 @@ async fn measure_election_handover_and_propose_times() {
             ring.converged().await;
         }
         for _ in 0..rounds / 2 {
-            tokio::time::sleep(Duration::from_millis(250)).await;
+            // A leader younger than its lease would wait for that.
+            tokio::time::sleep(Duration::from_millis(700)).await;
             let old = ring.leader().await;
             let start = Instant::now();
             ring.node(old).step_down().await;
