@@ -127,6 +127,29 @@ pub struct RecoveryLimit {
 
 type Slots = Vector<Arc<SlotConfig>>;
 
+impl super::log::Machine for ClusterState {
+    type Entry = ClusterEntry;
+    type Reply = ClusterReply;
+
+    fn empty() -> Self {
+        Self::default()
+    }
+
+    fn apply(&mut self, index: u64, entry: &ClusterEntry) -> ClusterReply {
+        let reply = self.apply_entry(index, entry);
+        debug_assert_eq!(self.validate(), Ok(()), "after {entry:?}");
+        reply
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        self.to_bytes()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        Self::from_bytes(bytes)
+    }
+}
+
 /// The state that the log's entries add up to.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ClusterState {

@@ -15,6 +15,7 @@ use super::context::Failure;
 use super::owner::{IoFailure, Owner};
 use crate::cluster::slots::MemberState;
 use crate::cluster::state::OBJECT_SIZE;
+use crate::store::BlockEntry;
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,8 +95,8 @@ impl Owner {
         Ok(findings)
     }
 
-    /// Brings a damaged, missing or differing copy back from a sound one: the member is taken out of the
-    /// in-sync set, so that it catches up and its copy is compared and mended before it counts again.
+    /// Mends damaged and missing copies from sound ones, and makes those that differ the same. Nobody else
+    /// may touch the object meanwhile.
     pub(crate) async fn heal(&self, object: ObjectRef) -> Result<(), IoFailure> {
         for finding in self.inspect(object).await? {
             let (Finding::Damaged { session, .. } | Finding::Missing { session, .. }) = finding else {
@@ -104,6 +105,58 @@ impl Owner {
             self.mend_copy(object, session).await?;
         }
         self.settle(object, false).await
+    }
+
+    /// Gives `to` a sound copy's blocks where its own are damaged, or all of them where it has nothing.
+    async fn mend_copy(&self, object: ObjectRef, to: Session) -> Result<(), IoFailure> {
+        let state = self.current()?;
+        let Some(config) = state.slot(self.copies, SlotIndex(object.slot)) else { return Ok(()) };
+        let request = |session: Session| {
+            let fence = Fence { to_start: session.start, ..self.fence(config.version) };
+            ObjectRequest { fence, object, offset: 0, len: 0 }.encode_to_vec()
+        };
+        let verify = |session: Session| async move {
+            let answer = self.context.ask(session, op::VERIFY, request(session).into(), Payload::empty()).await;
+            let (meta, _) = answer.ok()?;
+            TableReply::decode(meta).ok()
+        };
+        let mut sound = None;
+        for member in config.in_state(MemberState::InSync).map(|m| m.session).filter(|s| *s != to) {
+            if let Some(reply) = verify(member).await
+                && reply.damaged.is_empty()
+                && sound.is_none_or(|(_, v)| v < reply.version.into())
+            {
+                sound = Some((member, reply.version.into()));
+            }
+        }
+        let Some((from, version)) = sound else { return Err(IoFailure::Io) };
+        let own = verify(to).await;
+        if own.is_none() {
+            for op in [op::REMOVE, op::CREATE] {
+                let asked = self.context.ask(to, op, request(to).into(), Payload::empty());
+                asked.await.map_err(|_| IoFailure::Io)?;
+            }
+        }
+        let answer = self.context.ask(from, op::TABLE, request(from).into(), Payload::empty()).await;
+        let (meta, _) = answer.map_err(|_| IoFailure::Io)?;
+        let table = TableReply::decode(meta).map_err(|_| IoFailure::Io)?.entries;
+        let damaged: Option<HashSet<u32>> = own.map(|o| o.damaged.into_iter().collect());
+        for (index, entry) in (0u32..).zip(table.chunks_exact(2)) {
+            if damaged.as_ref().is_some_and(|d| !d.contains(&index)) {
+                continue;
+            }
+            let entry = BlockEntry { crc: entry[0], stamp: entry[1] };
+            let payload = if entry.is_present() {
+                let block = self.block(from, &object, index).await?.ok_or(IoFailure::Io)?;
+                Payload::new(0, block.into())
+            } else {
+                Payload::empty()
+            };
+            let blocks = vec![index, entry.crc, entry.stamp];
+            self.patch(to, &object, version, blocks, payload, Vec::new()).await?;
+        }
+        tracing::info!(vdi = %self.vdi, object = %object.oid(), %to, "mended a copy");
+        Ok(())
     }
 
     /// The objects of the VDI according to its map, pages included.

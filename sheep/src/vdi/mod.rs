@@ -13,6 +13,7 @@
 //! | `owners` | the owners on this node, from acquisition to release |
 //! | `context` | what an owner needs of the node |
 
+pub(crate) mod check;
 pub(crate) mod clients;
 pub(crate) mod context;
 mod map;

@@ -259,7 +259,7 @@ impl Owner {
         Ok(())
     }
 
-    async fn block(&self, from: Session, object: &ObjectRef, index: u32) -> Result<Option<Vec<u8>>, IoFailure> {
+    pub(crate) async fn block(&self, from: Session, object: &ObjectRef, index: u32) -> Result<Option<Vec<u8>>, IoFailure> {
         let state = self.current()?;
         let slot = SlotIndex(object.slot);
         let Some(config) = state.slot(self.copies, slot) else { return Ok(None) };
@@ -275,7 +275,7 @@ impl Owner {
         Ok(replica::unpack(&reply, payload.data(), len).map(|s| flatten(&s)))
     }
 
-    async fn patch(
+    pub(crate) async fn patch(
         &self,
         to: Session,
         object: &ObjectRef,

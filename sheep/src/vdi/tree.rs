@@ -240,6 +240,43 @@ impl Owner {
         Ok(None)
     }
 
+    /// The birth under which a page is in the map.
+    pub(crate) async fn page_birth(&self, level: u8, number: u64) -> Result<Option<Birth>, IoFailure> {
+        if level > self.root_level() || (level == self.root_level() && number > 0) {
+            return Ok(None);
+        }
+        if level == self.root_level() {
+            return self.root_birth();
+        }
+        let (parent, position) = map::place(number);
+        match self.page(level + 1, parent).await? {
+            Some(page) => Ok(page.entries.lock()[position].map(|e| e.birth)),
+            None => Ok(None),
+        }
+    }
+
+    /// The pages that the map has, by name.
+    pub(crate) async fn pages(&self) -> Result<Vec<ObjectRef>, IoFailure> {
+        let mut names = Vec::new();
+        let mut level_numbers = vec![0u64];
+        for level in (0..=self.root_level()).rev() {
+            let mut below = Vec::new();
+            for number in level_numbers {
+                let Some(birth) = self.page_birth(level, number).await? else { continue };
+                names.push(self.page_name(level, number, birth));
+                if level > 0
+                    && let Some(page) = self.page(level, number).await?
+                {
+                    let entries = page.entries.lock();
+                    let there = (number * FANOUT..).zip(entries.iter()).filter(|(_, e)| e.is_some());
+                    below.extend(there.map(|(n, _)| n));
+                }
+            }
+            level_numbers = below;
+        }
+        Ok(names)
+    }
+
     /// How many objects the map has.
     pub(crate) async fn count_used(&self) -> Result<u64, IoFailure> {
         let mut count = 0;

@@ -1,0 +1,228 @@
+//! The owner's side of forwarded requests: find the owner, do it once, answer.
+//!
+//! Called by the peer server for the forward class.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+use tokio_util::task::TaskTracker;
+use wire::frame::Payload;
+use wire::id::{Generation, Session, VdiId};
+use wire::peer::{
+    Connection, OpenRequest, ReadReply, Status, StatusReply, VdiInfoReply, VdiIoRequest, op,
+};
+
+use super::Gateway;
+use crate::cluster::state::ClusterState;
+use crate::peer::{PeerInfo, Request, Responder};
+use crate::store::Segment;
+use crate::vdi::clients::Arrival;
+use crate::vdi::owner::{IoFailure, Owner};
+
+/// Serves requests that other gateways forward to owners on this node.
+pub(crate) struct Forwarded {
+    gateway: Arc<Gateway>,
+    tasks: TaskTracker,
+}
+
+type Answer = Result<(Bytes, Payload), (Status, Bytes)>;
+
+fn nothing() -> (Bytes, Payload) {
+    (Bytes::new(), Payload::empty())
+}
+
+fn refuse(status: Status) -> (Status, Bytes) {
+    (status, Bytes::new())
+}
+
+/// Whether a higher attach generation of a connection's client is known.
+pub(super) fn is_fenced(state: &ClusterState, vdi: VdiId, connection: &Connection) -> bool {
+    !connection.attach_client.is_empty()
+        && state
+            .vdi(vdi)
+            .and_then(|v| v.attached.get(&connection.attach_client))
+            .is_some_and(|known| *known > connection.attach_generation)
+}
+
+/// Makes a connection known to its owner, once nothing it replaces is under way.
+pub(super) async fn open_here(owner: &Owner, connection: Connection) -> Result<(), IoFailure> {
+    let state = owner.current()?;
+    if is_fenced(&state, owner.vdi, &connection) {
+        return Err(IoFailure::Fenced);
+    }
+    if !connection.attach_client.is_empty() {
+        let (client, generation) = (connection.attach_client.clone(), connection.attach_generation);
+        owner.clients.idle(|c| c.attach_client == client && c.attach_generation < generation).await;
+    }
+    owner.clients.open(connection);
+    owner.current().map(drop)
+}
+
+/// What an owner knows of its VDI.
+pub(super) async fn info_of(owner: &Owner) -> VdiInfoReply {
+    let used_objects = if owner.is_serving() { owner.count_used().await.ok() } else { None };
+    VdiInfoReply { used_objects, connections: owner.clients.connections(), waiting: owner.waits_for() }
+}
+
+impl Forwarded {
+    pub(crate) fn new(gateway: Arc<Gateway>, tasks: TaskTracker) -> Self {
+        Self { gateway, tasks }
+    }
+
+    /// Takes a request; it is answered later. Tasks run to their end: a request that was begun is never
+    /// dropped half way, whatever becomes of its connection.
+    pub(crate) fn submit(&self, from: &Arc<PeerInfo>, request: Request, responder: Responder) {
+        let (gateway, from) = (self.gateway.clone(), from.session);
+        self.tasks.spawn(async move {
+            match handle(&gateway, from, request).await {
+                Ok((meta, payload)) => responder.send(Status::Ok as u16, meta, payload),
+                Err((status, meta)) => responder.send(status as u16, meta, Payload::empty()),
+            }
+        });
+    }
+}
+
+async fn handle(gateway: &Arc<Gateway>, from: Session, request: Request) -> Answer {
+    match request.op {
+        op::OPEN | op::CLOSE | op::RELEASE | op::VDI_INFO => {
+            let message = OpenRequest::decode(request.meta).map_err(|_| refuse(Status::Invalid))?;
+            let owner = owner_of(gateway, message.vdi, message.generation).await?;
+            match request.op {
+                op::OPEN => {
+                    let connection = Connection {
+                        gateway: from.into(),
+                        connection: message.connection,
+                        client: message.client,
+                        attach_client: message.attach_client,
+                        attach_generation: message.attach_generation,
+                    };
+                    open_here(&owner, connection).await.map_err(|f| refuse(status_of(f)))?;
+                    Ok(nothing())
+                }
+                op::CLOSE => {
+                    owner.clients.close(from, message.connection);
+                    Ok(nothing())
+                }
+                op::VDI_INFO => Ok((info_of(&owner).await.encode_to_vec().into(), Payload::empty())),
+                _ => {
+                    if owner.clients.connections().is_empty() && gateway.owners.release(&owner, None).await {
+                        return Ok(nothing());
+                    }
+                    Err((Status::Busy, info_of(&owner).await.encode_to_vec().into()))
+                }
+            }
+        }
+        _ => io(gateway, from, request).await,
+    }
+}
+
+/// The owner on this node, under the generation that the asker means; waits a little for the log if that
+/// is newer than what is known here.
+async fn owner_of(gateway: &Arc<Gateway>, vdi: u64, generation: u64) -> Result<Arc<Owner>, (Status, Bytes)> {
+    let (vdi, generation) = (VdiId(vdi), Generation(generation));
+    for _ in 0..10 {
+        if let Some(owner) = gateway.owners.get_generation(vdi, generation) {
+            return Ok(owner);
+        }
+        let state = gateway.context.view.state();
+        if state.vdi(vdi).is_some_and(|v| v.owner.generation > generation) {
+            break;
+        }
+        gateway.context.view.change(std::time::Duration::from_millis(20)).await;
+    }
+    Err(refuse(Status::NotOwner))
+}
+
+async fn io(gateway: &Arc<Gateway>, from: Session, request: Request) -> Answer {
+    let message = VdiIoRequest::decode(request.meta).map_err(|_| refuse(Status::Invalid))?;
+    let owner = owner_of(gateway, message.vdi, message.generation).await?;
+    let end = message.offset.checked_add(message.len).filter(|end| *end <= owner.size);
+    if end.is_none() || Session::from(wire::peer::SessionRef {
+        node: message.request.node,
+        start: message.request.start,
+    }) != from
+    {
+        return Err(refuse(Status::Invalid));
+    }
+    let state = gateway.context.view.state();
+    let fenced = |c: &Connection| is_fenced(&state, owner.vdi, c);
+    let Some(begun) = owner.clients.begin(from, message.connection, fenced) else {
+        return Err(refuse(Status::NotOwner));
+    };
+    let _in_flight = begun.map_err(|f| refuse(status_of(f)))?;
+    match request.op {
+        op::VDI_READ => {
+            let segments =
+                owner.read(message.offset, message.len).await.map_err(|f| refuse(status_of(f)))?;
+            let (reply, payload) = pack(message.offset, segments);
+            Ok((reply.encode_to_vec().into(), payload))
+        }
+        op::VDI_STATUS => {
+            let runs =
+                owner.status(message.offset, message.len).await.map_err(|f| refuse(status_of(f)))?;
+            let mut reply = StatusReply::default();
+            for (len, hole) in runs {
+                if hole != (reply.runs.len() % 2 == 1) {
+                    reply.runs.push(0);
+                }
+                reply.runs.push(len);
+            }
+            Ok((reply.encode_to_vec().into(), Payload::empty()))
+        }
+        op::VDI_WRITE | op::VDI_ZERO | op::VDI_FLUSH => {
+            change(&owner, request.op, &message, request.payload).await.map_err(refuse)?;
+            Ok(nothing())
+        }
+        _ => Err(refuse(Status::Invalid)),
+    }
+}
+
+/// Does a request that changes something, once: if it comes again, the first one's outcome counts.
+async fn change(owner: &Owner, op: u16, message: &VdiIoRequest, payload: Payload) -> Result<(), Status> {
+    let mut freed = Vec::new();
+    let arrival = owner.clients.arrive(message.request, message.answered, &mut freed);
+    freed.into_iter().for_each(|number| owner.stability.end(number));
+    match arrival {
+        Arrival::Late => Err(Status::Invalid),
+        Arrival::Again(mut outcome) => {
+            let outcome = outcome.wait_for(Option::is_some).await;
+            match outcome.map(|o| *o) {
+                Ok(Some(Ok(()))) => Ok(()),
+                Ok(Some(Err(failure))) => Err(status_of(failure)),
+                // The first one ended without an outcome: the owner is on its way out.
+                Ok(None) | Err(_) => Err(Status::NotOwner),
+            }
+        }
+        Arrival::New(done) => {
+            let result = match op {
+                op::VDI_WRITE if payload.len() as u64 != message.len => return Err(Status::Invalid),
+                op::VDI_WRITE => owner.write(message.offset, payload, message.fua, message.request).await,
+                op::VDI_ZERO => {
+                    let (punch, fua) = (message.punch, message.fua);
+                    owner.zero(message.offset, message.len, punch, fua, message.request).await
+                }
+                _ => owner.flush().await,
+            };
+            if result.is_err() {
+                let numbers = owner.clients.withdraw(message.request);
+                numbers.into_iter().for_each(|number| owner.stability.end(number));
+            }
+            done.send_replace(Some(result));
+            result.map_err(status_of)
+        }
+    }
+}
+
+fn pack(offset: u64, segments: Vec<Segment>) -> (ReadReply, Payload) {
+    crate::replica::pack(offset, &segments)
+}
+
+fn status_of(failure: IoFailure) -> Status {
+    match failure {
+        IoFailure::NotOwner => Status::NotOwner,
+        IoFailure::Fenced => Status::Fenced,
+        IoFailure::NoSpace => Status::NoSpace,
+        IoFailure::Io => Status::Io,
+    }
+}
