@@ -118,9 +118,26 @@ impl LocalStore {
     }
 
     /// The blocks in `mask`'s regions that a crash may have torn: data that does not match its checksum.
+    /// To be called for every suspect before it is written to.
     ///
-    /// A damaged entry of an absent block is not among them; no torn write makes one.
+    /// A damaged entry of an absent block is not among them; no torn write makes one. Absent blocks are
+    /// cleared on the way: the data of a write whose entry was lost, or from before a trim whose hole was, must
+    /// not come to light when a later write of the block is torn.
     pub fn settle_torn(&self, key: &ObjectKey, mask: u64) -> Result<Vec<u32>, Error> {
+        self.check_alive()?;
+        self.change(key, |_, loaded| {
+            let table = &loaded.content().table;
+            let marked: Vec<u32> = intent::blocks_in(table.len() as u32, mask).collect();
+            let absent = |index: &u32| table[*index as usize].is_absent(*index);
+            let mut change = Change::default();
+            for run in marked.chunk_by(|a, b| a + 1 == *b && absent(a) == absent(b)) {
+                if absent(&run[0]) {
+                    let fill = Fill::Hole(run.len() as u64 * BLOCK);
+                    change.puts.push(Put { offset: u64::from(run[0]) * BLOCK, fill });
+                }
+            }
+            Ok((mask, change))
+        })?;
         let table = self.table(key)?;
         let blocks = intent::blocks_in(table.len() as u32, mask);
         self.mismatched(key, blocks.filter(|index| table[*index as usize].is_present()))
