@@ -177,8 +177,14 @@ impl Intents {
             }
             (self.log.record_count(), live.marks.len())
         };
-        if records > 2 * count + SLACK_RECORDS {
-            self.rewrite()?;
+        if records > 2 * count + SLACK_RECORDS
+            && let Err(error) = self.rewrite()
+        {
+            // The mark is durable all the same, and a full disk shall not stop a write in place.
+            match self.failure() {
+                Some(_) => return Err(error),
+                None => tracing::warn!(%error, "the log of write intents keeps growing"),
+            }
         }
         Ok(pending.marked)
     }
@@ -244,9 +250,11 @@ impl Intents {
 
     /// Drops everything durable, at once: for a clean stop.
     pub(super) fn close(&self) -> Result<(), Error> {
-        self.live.lock().tick += IDLE_TICKS + 1;
-        let now = self.live.lock().tick;
-        self.live.lock().marks.retain(|_, mark| !mark.can_be_dropped(now));
+        let mut live = self.live.lock();
+        live.tick += IDLE_TICKS;
+        let now = live.tick;
+        live.marks.retain(|_, mark| !mark.can_be_dropped(now));
+        drop(live);
         self.rewrite()
     }
 

@@ -98,8 +98,7 @@ impl LocalStore {
             let (first, count) = blocks_of(key, loaded.content().size, write.offset, write.len())?;
             let mask = intent::regions(loaded.content().table.len() as u32, first, count);
             Ok((mask, plan(open, loaded, write)?))
-        })?;
-        self.shrink_cache()
+        })
     }
 
     /// Whether [`write`](Self::write) of this range would neither sync nor read, only fill memory.
@@ -126,7 +125,7 @@ impl LocalStore {
         key: &ObjectKey,
         plan: impl Fn(&Open, &Loaded<'_>) -> Result<(u64, Change), Error>,
     ) -> Result<(), Error> {
-        let open = self.cache.get(key);
+        let open = self.open_object(key)?;
         let mut loaded = self.load(&open)?;
         let (mut mask, mut change) = plan(&open, &loaded)?;
         let marked: Marked<'_> = match self.intents.try_begin(key, mask) {

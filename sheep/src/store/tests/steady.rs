@@ -66,7 +66,7 @@ fn few_descriptors_serve_many_objects() {
         assert_eq!(read_all(&store, &key(index)).expect("read")[..4096], block(index as u8));
         assert_eq!(store.version(&key(index)).expect("whole"), version(3));
     }
-    assert!(!store.cache.is_over());
+    assert!(store.cache.len() <= 4);
     store.flush_all().expect("flushed");
     drop(store);
     fs.power_cut(1);
@@ -143,4 +143,23 @@ fn a_trim_gives_space_back_on_a_real_disk() {
     assert!(store.space().expect("known").total > 1 << 20);
     let quick = store.read_nowait(&key(0), 0, 4096);
     assert!(quick.is_none_or(|out| out.expect("read").to_vec() == vec![0; 4096]));
+}
+
+#[test]
+#[ignore = "prints times; run with --release --nocapture"]
+fn speed_of_small_cached_blocks() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let store = LocalStore::open(Arc::new(RealFs), dir.path(), Options::default()).expect("opens");
+    store.create(&key(0), 4 << 20).expect("created");
+    store.write(&key(0), &data(1, 0, vec![7; 4 << 20])).expect("written");
+    let write = data(2, 4096, block(1));
+    let rounds = 100_000;
+    let time = |name: &str, work: &dyn Fn()| {
+        let start = std::time::Instant::now();
+        (0..rounds).for_each(|_| work());
+        println!("{name}: {:?} each", start.elapsed() / rounds);
+    };
+    time("write 4 KiB", &|| store.write(&key(0), &write).expect("written"));
+    time("read 4 KiB", &|| assert!(store.read(&key(0), 4096, 4096).is_ok()));
+    time("read_nowait 4 KiB", &|| assert!(store.read_nowait(&key(0), 4096, 4096).is_some()));
 }
