@@ -84,7 +84,7 @@ impl LocalStore {
             *state = OpenState { file: Some(file), content: Some(content) };
         }
         let marked = self.intents.wait(&open.key, pending);
-        marked.map_err(|e| self.poison_if(e, self.intents.failure()))?.unused();
+        marked.map_err(|e| self.poison_if(e, self.intents.failure()))?;
         Ok(())
     }
 

@@ -97,13 +97,6 @@ pub(super) struct Marked<'a> {
     wrote: bool,
 }
 
-impl Marked<'_> {
-    /// Ends a mark under which nothing was written that is not durable.
-    pub(super) fn unused(mut self) {
-        self.wrote = false;
-    }
-}
-
 impl Drop for Marked<'_> {
     fn drop(&mut self) {
         if let Some(mark) = self.intents.live.lock().marks.get_mut(&self.key) {
@@ -149,10 +142,13 @@ impl Intents {
             return Ok(marked);
         }
         let pending = self.announce(key, regions);
-        self.wait(key, pending)
+        let mut marked = self.wait(key, pending)?;
+        marked.wrote = true;
+        Ok(marked)
     }
 
-    /// Hands marks to the log without waiting; [`Self::wait`] must follow.
+    /// Hands marks to the log without waiting; durable once [`Self::wait`] has returned. Nothing may be written
+    /// under them but by a write that begins after that.
     pub(super) fn announce(&self, key: &ObjectKey, regions: u64) -> Pending<'_> {
         let mut live = self.live.lock();
         let now = live.tick;
@@ -164,7 +160,7 @@ impl Intents {
         mark.logged |= mask;
         // Appended under the lock, so that a snapshot of the marks covers all that was appended before it.
         let ticket = self.log.append(encode(key, mask));
-        Pending { ticket, mask, marked: Marked { intents: self, key: *key, wrote: true } }
+        Pending { ticket, mask, marked: Marked { intents: self, key: *key, wrote: false } }
     }
 
     /// Returns when the announced marks are durable.
