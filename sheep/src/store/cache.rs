@@ -17,6 +17,9 @@ use super::group::SyncGroup;
 use super::io::File;
 use super::key::ObjectKey;
 
+/// How many dirty objects are synced together when nothing else can be let go of.
+const SYNC_BATCH: usize = 64;
+
 /// An object that is, or was, in use.
 pub(super) struct Open {
     pub(super) key: ObjectKey,
@@ -69,6 +72,13 @@ pub(super) struct Cache {
     /// The keys of `open` in the order the eviction hand takes them. A key may be listed after it has gone.
     hand: Mutex<VecDeque<ObjectKey>>,
     dirty: Mutex<HashMap<VdiId, HashMap<ObjectKey, Arc<Open>>>>,
+}
+
+impl Open {
+    /// Whether it has changes, or names, that no finished flush has covered.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.in_dirty.load(Ordering::SeqCst)
+    }
 }
 
 impl Cache {
@@ -151,19 +161,24 @@ impl Cache {
         dirty.values().flat_map(HashMap::values).filter(|open| wanted(&open.key)).cloned().collect()
     }
 
-    /// Whether there is more in the cache than there should be.
-    pub(super) fn is_over(&self) -> bool {
-        self.table_bytes.load(Ordering::Relaxed) > self.table_bytes_max
-            || self.open.read().len() > self.entries_max
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.open.read().len()
     }
 
-    /// Lets go of objects that nobody uses until the cache is within its bounds. Returns a dirty object that
+    /// Whether something has to go before another object is opened.
+    pub(super) fn is_full(&self) -> bool {
+        self.table_bytes.load(Ordering::Relaxed) >= self.table_bytes_max
+            || self.open.read().len() >= self.entries_max
+    }
+
+    /// Lets go of objects that nobody uses until there is room for another. Returns some dirty objects that
     /// should be synced, and the call repeated, when that was not enough.
-    pub(super) fn shrink(&self) -> Option<Arc<Open>> {
+    pub(super) fn shrink(&self) -> Vec<Arc<Open>> {
         let mut steps = 2 * self.hand.lock().len();
-        while self.is_over() && steps > 0 {
+        while self.is_full() && steps > 0 {
             steps -= 1;
-            let key = self.hand.lock().pop_front()?;
+            let Some(key) = self.hand.lock().pop_front() else { break };
             let mut map = self.open.write();
             let Some(open) = map.get(&key) else { continue };
             let recently = open.used.swap(false, Ordering::Relaxed);
@@ -177,9 +192,10 @@ impl Cache {
                 self.hand.lock().push_back(key);
             }
         }
-        if !self.is_over() {
-            return None;
+        if !self.is_full() {
+            return Vec::new();
         }
-        self.dirty.lock().values().flat_map(HashMap::values).next().cloned()
+        let dirty = self.dirty.lock();
+        dirty.values().flat_map(HashMap::values).take(SYNC_BATCH).cloned().collect()
     }
 }

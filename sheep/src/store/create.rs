@@ -39,7 +39,7 @@ impl LocalStore {
         }
         let _busy = self.occupy(key);
         let slot = self.make_slot_dir(key.copies, key.slot)?;
-        let open = self.cache.get(key);
+        let open = self.open_object(key)?;
         let created = match self.load(&open).map(|loaded| loaded.content().size) {
             Ok(found) if found == size => Created::Existed,
             Ok(found) => {
@@ -55,8 +55,6 @@ impl LocalStore {
             Err(error) => return Err(error),
         };
         self.sync_names(&slot)?;
-        drop(open);
-        self.shrink_cache()?;
         Ok(created)
     }
 
@@ -86,7 +84,7 @@ impl LocalStore {
             *state = OpenState { file: Some(file), content: Some(content) };
         }
         let marked = self.intents.wait(&open.key, pending);
-        marked.map_err(|e| self.poison_if(e, self.intents.failure()))?.unused();
+        marked.map_err(|e| self.poison_if(e, self.intents.failure()))?;
         Ok(())
     }
 
@@ -110,7 +108,7 @@ impl LocalStore {
 
     fn unlink(&self, key: &ObjectKey, slot: &SlotDir) -> Result<bool, Error> {
         let _busy = self.occupy(key);
-        let open = self.cache.get(key);
+        let open = self.open_object(key)?;
         // Held over the removal, so that nobody opens the file in between and keeps what is gone.
         let mut state = open.state.lock();
         match self.fs.remove(&open.path) {

@@ -15,7 +15,7 @@ use super::open::{LocalStore, SlotDir};
 impl LocalStore {
     /// Makes the writes to these objects that have returned durable. Those with none, or gone, cost nothing.
     pub fn flush_objects(&self, keys: &[ObjectKey]) -> Result<(), Error> {
-        let open = keys.iter().filter_map(|key| self.cache.peek(key)).filter(|o| !o.unsynced.is_clean());
+        let open = keys.iter().filter_map(|key| self.cache.peek(key)).filter(|open| open.is_dirty());
         self.sync_objects(&open.collect::<Vec<_>>())
     }
 
@@ -46,7 +46,7 @@ impl LocalStore {
         self.intents.close().map_err(|e| self.poison_if(e, self.intents.failure()))
     }
 
-    fn sync_objects(&self, objects: &[Arc<Open>]) -> Result<(), Error> {
+    pub(super) fn sync_objects(&self, objects: &[Arc<Open>]) -> Result<(), Error> {
         self.check_alive()?;
         let threads = self.options.flush_threads.min(objects.len());
         if threads <= 1 {

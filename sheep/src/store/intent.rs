@@ -97,13 +97,6 @@ pub(super) struct Marked<'a> {
     wrote: bool,
 }
 
-impl Marked<'_> {
-    /// Ends a mark under which nothing was written that is not durable.
-    pub(super) fn unused(mut self) {
-        self.wrote = false;
-    }
-}
-
 impl Drop for Marked<'_> {
     fn drop(&mut self) {
         if let Some(mark) = self.intents.live.lock().marks.get_mut(&self.key) {
@@ -149,10 +142,13 @@ impl Intents {
             return Ok(marked);
         }
         let pending = self.announce(key, regions);
-        self.wait(key, pending)
+        let mut marked = self.wait(key, pending)?;
+        marked.wrote = true;
+        Ok(marked)
     }
 
-    /// Hands marks to the log without waiting; [`Self::wait`] must follow.
+    /// Hands marks to the log without waiting; durable once [`Self::wait`] has returned. Nothing may be written
+    /// under them but by a write that begins after that.
     pub(super) fn announce(&self, key: &ObjectKey, regions: u64) -> Pending<'_> {
         let mut live = self.live.lock();
         let now = live.tick;
@@ -164,7 +160,7 @@ impl Intents {
         mark.logged |= mask;
         // Appended under the lock, so that a snapshot of the marks covers all that was appended before it.
         let ticket = self.log.append(encode(key, mask));
-        Pending { ticket, mask, marked: Marked { intents: self, key: *key, wrote: true } }
+        Pending { ticket, mask, marked: Marked { intents: self, key: *key, wrote: false } }
     }
 
     /// Returns when the announced marks are durable.
@@ -177,8 +173,14 @@ impl Intents {
             }
             (self.log.record_count(), live.marks.len())
         };
-        if records > 2 * count + SLACK_RECORDS {
-            self.rewrite()?;
+        if records > 2 * count + SLACK_RECORDS
+            && let Err(error) = self.rewrite()
+        {
+            // The mark is durable all the same, and a full disk shall not stop a write in place.
+            match self.failure() {
+                Some(_) => return Err(error),
+                None => tracing::warn!(%error, "the log of write intents keeps growing"),
+            }
         }
         Ok(pending.marked)
     }
@@ -244,9 +246,11 @@ impl Intents {
 
     /// Drops everything durable, at once: for a clean stop.
     pub(super) fn close(&self) -> Result<(), Error> {
-        self.live.lock().tick += IDLE_TICKS + 1;
-        let now = self.live.lock().tick;
-        self.live.lock().marks.retain(|_, mark| !mark.can_be_dropped(now));
+        let mut live = self.live.lock();
+        live.tick += IDLE_TICKS;
+        let now = live.tick;
+        live.marks.retain(|_, mark| !mark.can_be_dropped(now));
+        drop(live);
         self.rewrite()
     }
 

@@ -6,6 +6,7 @@ use wire::id::{Birth, Oid, SlotIndex, VdiId, Version};
 use wire::policy::Copies;
 
 use super::error::{Error, Part};
+use super::format;
 use super::key::ObjectKey;
 use super::open::{LocalStore, list_keys};
 
@@ -26,20 +27,37 @@ impl LocalStore {
         self.check_alive()?;
         let mut stats = Vec::new();
         for key in self.keys(copies, slot)? {
-            let open = self.cache.get(&key);
-            let content = match self.load(&open) {
-                Ok(loaded) => loaded.content().version.map(|v| (v, loaded.content().size)),
+            let content = match self.stat(&key) {
+                Ok(content) => content,
                 Err(Error::Damaged { part: Part::Header, .. }) => None,
                 // Removed since it was listed.
                 Err(Error::NotFound(_)) => continue,
                 Err(error) => return Err(error),
             };
             stats.push(ObjectStat { oid: key.oid, birth: key.birth, content });
-            drop(open);
-            self.shrink_cache()?;
         }
         stats.sort_unstable();
         Ok(stats)
+    }
+
+    /// Version and size, without giving the object a place in the cache: a long listing would empty it.
+    fn stat(&self, key: &ObjectKey) -> Result<Option<(Version, u32)>, Error> {
+        if self.cache.peek(key).is_none() {
+            let path = key.path(&self.objects);
+            let mut header = [0; format::VERSION_OFFSET + format::VERSION_LEN];
+            let file = self.fs.open(&path);
+            if file.and_then(|file| file.read_at(&mut header, 0)).is_ok()
+                && let Some((found, size)) = format::decode_header(&header)
+                && let Some(version) = format::decode_version(&header[format::VERSION_OFFSET..])
+                && found == *key
+            {
+                return Ok(Some((version, size)));
+            }
+        }
+        // In use, or not as it should be: looked at with the object's lock.
+        let open = self.open_object(key)?;
+        let loaded = self.load(&open)?;
+        Ok(loaded.content().version.map(|version| (version, loaded.content().size)))
     }
 
     /// The slots that have, or had, objects here.

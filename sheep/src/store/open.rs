@@ -254,13 +254,19 @@ impl LocalStore {
         Ok(self.cache.content(size, version, format::decode_table(&table)))
     }
 
-    /// Keeps the number of open objects within bounds; called after an object was opened, without locks.
-    pub(super) fn shrink_cache(&self) -> Result<(), Error> {
-        while self.cache.is_over() {
-            let Some(dirty) = self.cache.shrink() else { break };
-            self.sync_object(&dirty)?;
+    /// The object's place in the cache, with room made for it if it is not there.
+    pub(super) fn open_object(&self, key: &ObjectKey) -> Result<Arc<Open>, Error> {
+        if let Some(open) = self.cache.peek(key) {
+            return Ok(open);
         }
-        Ok(())
+        while self.cache.is_full() {
+            let dirty = self.cache.shrink();
+            if dirty.is_empty() {
+                break;
+            }
+            self.sync_objects(&dirty)?;
+        }
+        Ok(self.cache.get(key))
     }
 }
 

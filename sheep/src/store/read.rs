@@ -191,15 +191,12 @@ impl LocalStore {
     pub fn read(&self, key: &ObjectKey, offset: u64, len: u32) -> Result<ReadOut, Error> {
         self.check_alive()?;
         let len = u64::from(len);
-        let open = self.cache.get(key);
-        let out = self.view_and(
+        let open = self.open_object(key)?;
+        self.view_and(
             &open,
             |content| blocks_of(key, content.size, offset, len),
             |view| view.read(offset, len, false),
-        )?;
-        drop(open);
-        self.shrink_cache()?;
-        Ok(out)
+        )
     }
 
     /// Reads a range from memory; `None` when the disk would have to be asked, or a lock waited for.
@@ -223,9 +220,9 @@ impl LocalStore {
 
     fn with_content<T>(&self, key: &ObjectKey, get: impl FnOnce(&Content) -> T) -> Result<T, Error> {
         self.check_alive()?;
-        let got = get(self.load(&self.cache.get(key))?.content());
-        self.shrink_cache()?;
-        Ok(got)
+        let open = self.open_object(key)?;
+        let loaded = self.load(&open)?;
+        Ok(get(loaded.content()))
     }
 
     /// Reads by a view of the blocks that `range` names: without the object's lock, and once more with it if a

@@ -159,6 +159,11 @@ impl SimFs {
         self.0.lock().calls
     }
 
+    /// How many calls of one kind were made.
+    pub fn count(&self, verb: Verb) -> u64 {
+        self.0.lock().counts.get(&verb).copied().unwrap_or(0)
+    }
+
     /// Cuts the power and brings it back. What was not synced is chosen by `seed`.
     pub fn power_cut(&self, seed: u64) {
         let mut rng = StdRng::seed_from_u64(seed);
@@ -336,7 +341,7 @@ impl State {
         self.nodes.retain(|ino, _| reached.contains(ino));
     }
 
-    fn count(&mut self, verb: Verb) -> io::Result<()> {
+    fn enter(&mut self, verb: Verb) -> io::Result<()> {
         if self.halt_at.is_some_and(|at| self.calls >= at) {
             return os_error(EIO);
         }
@@ -413,7 +418,7 @@ impl SimFs {
 impl FileSystem for SimFs {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let mut state = self.0.lock();
-        state.count(Verb::Open)?;
+        state.enter(Verb::Open)?;
         let ino = state.find(path)?;
         state.file(ino)?;
         Ok(self.handle(&state, ino))
@@ -421,14 +426,14 @@ impl FileSystem for SimFs {
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         let mut state = self.0.lock();
-        state.count(Verb::Create)?;
+        state.enter(Verb::Create)?;
         let ino = state.add(path, Node::File(FileNode::default()))?;
         Ok(self.handle(&state, ino))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<bool> {
         let mut state = self.0.lock();
-        state.count(Verb::CreateDir)?;
+        state.enter(Verb::CreateDir)?;
         match state.find(path) {
             Ok(ino) => state.dir(ino).map(|_| false),
             Err(_) => state.add(path, Node::Dir(DirNode::default())).map(|_| true),
@@ -437,7 +442,7 @@ impl FileSystem for SimFs {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.count(Verb::Rename)?;
+        state.enter(Verb::Rename)?;
         let ino = state.find(from)?;
         let (dir, name) = state.parent(to)?;
         dir.now.insert(name, ino);
@@ -448,7 +453,7 @@ impl FileSystem for SimFs {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.count(Verb::Remove)?;
+        state.enter(Verb::Remove)?;
         let ino = state.find(path)?;
         state.file(ino)?;
         let (dir, name) = state.parent(path)?;
@@ -458,7 +463,7 @@ impl FileSystem for SimFs {
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.count(Verb::Remove)?;
+        state.enter(Verb::Remove)?;
         let ino = state.find(path)?;
         if !state.dir(ino)?.now.is_empty() {
             return os_error(ENOTEMPTY);
@@ -470,7 +475,7 @@ impl FileSystem for SimFs {
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
         let mut state = self.0.lock();
-        state.count(Verb::List)?;
+        state.enter(Verb::List)?;
         let ino = state.find(dir)?;
         let names: Vec<(String, Ino)> =
             state.dir(ino)?.now.iter().map(|(name, ino)| (name.clone(), *ino)).collect();
@@ -488,7 +493,7 @@ impl FileSystem for SimFs {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.count(Verb::SyncDir)?;
+        state.enter(Verb::SyncDir)?;
         let ino = state.find(dir)?;
         let dir = state.dir(ino)?;
         dir.durable = dir.now.clone();
@@ -538,7 +543,7 @@ impl SimFile {
         if state.boot != self.boot {
             return os_error(EIO);
         }
-        state.count(verb)?;
+        state.enter(verb)?;
         call(state.file(self.ino)?)
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Intent (durable) → data → table → version. Nothing but the intent is synced here; see `flush.rs`.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use super::cache::Open;
 use super::error::Error;
 use super::format::{self, BlockEntry, ENTRY_LEN, TABLE_OFFSET, VERSION_OFFSET};
 use super::intent::{self, Marked};
+use super::io::File;
 use super::key::ObjectKey;
 use super::open::{Loaded, LocalStore};
 
@@ -96,8 +98,7 @@ impl LocalStore {
             let (first, count) = blocks_of(key, loaded.content().size, write.offset, write.len())?;
             let mask = intent::regions(loaded.content().table.len() as u32, first, count);
             Ok((mask, plan(open, loaded, write)?))
-        })?;
-        self.shrink_cache()
+        })
     }
 
     /// Whether [`write`](Self::write) of this range would neither sync nor read, only fill memory.
@@ -124,7 +125,7 @@ impl LocalStore {
         key: &ObjectKey,
         plan: impl Fn(&Open, &Loaded<'_>) -> Result<(u64, Change), Error>,
     ) -> Result<(), Error> {
-        let open = self.cache.get(key);
+        let open = self.open_object(key)?;
         let mut loaded = self.load(&open)?;
         let (mut mask, mut change) = plan(&open, &loaded)?;
         let marked: Marked<'_> = match self.intents.try_begin(key, mask) {
@@ -206,7 +207,7 @@ fn plan(open: &Open, loaded: &Loaded<'_>, write: &Write) -> Result<Change, Error
             if old.is_none() && matches!(write.kind, WriteKind::Zero { punch: true, .. }) {
                 BlockEntry::absent(index, seq)
             } else {
-                // All of it is written, because under an absent block may lie what a crash or a trim left.
+                // All of it is written, because an absent block may lie on anything after a crash.
                 let mut block = old.unwrap_or_else(|| vec![0; BLOCK_SIZE]);
                 let part = &mut block[(at % BLOCK) as usize..][..len];
                 match &write.kind {
@@ -238,26 +239,13 @@ fn plan(open: &Open, loaded: &Loaded<'_>, write: &Write) -> Result<Change, Error
 }
 
 /// Data, then table, then version. After an error the file may hold any part of it.
-fn apply(open: &Open, loaded: &mut Loaded<'_>, change: &Change) -> std::io::Result<()> {
+fn apply(open: &Open, loaded: &mut Loaded<'_>, change: &Change) -> io::Result<()> {
     let file = Arc::clone(loaded.file());
     let data = format::data_offset(loaded.content().size);
     for put in &change.puts {
-        let at = data + put.offset;
-        match &put.fill {
-            Fill::Data(bytes) => file.write_at(bytes, at)?,
-            Fill::Zeros(len) => {
-                let mut done = 0;
-                while done < *len {
-                    let step = (*len - done).min(ZEROS.len() as u64);
-                    file.write_at(&ZEROS[..step as usize], at + done)?;
-                    done += step;
-                }
-            }
-            Fill::Hole(len) => match file.punch_hole(at, *len) {
-                // The table alone makes the blocks absent; only their space stays taken.
-                Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
-                result => result?,
-            },
+        if let Err(error) = fill(&*file, data + put.offset, &put.fill) {
+            clear_absent(open, loaded, change);
+            return Err(error);
         }
     }
     let mut bytes = Vec::with_capacity(change.entries.len() * ENTRY_LEN);
@@ -274,6 +262,41 @@ fn apply(open: &Open, loaded: &mut Loaded<'_>, change: &Change) -> std::io::Resu
         file.write_at(&format::encode_version(version), VERSION_OFFSET as u64)?;
         content.version = Some(version);
     }
-    tracing::trace!(key = %open.key, blocks = change.entries.len(), "written");
     Ok(())
+}
+
+fn fill(file: &dyn File, at: u64, fill: &Fill) -> io::Result<()> {
+    match fill {
+        Fill::Data(bytes) => file.write_at(bytes, at),
+        Fill::Zeros(len) => write_zeros(file, at, *len),
+        Fill::Hole(len) => match file.punch_hole(at, *len) {
+            // The space stays taken, but what was there must go: under an absent block lie zeros, see below.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => write_zeros(file, at, *len),
+            result => result,
+        },
+    }
+}
+
+fn write_zeros(file: &dyn File, at: u64, len: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < len {
+        let step = (len - done).min(ZEROS.len() as u64);
+        file.write_at(&ZEROS[..step as usize], at + done)?;
+        done += step;
+    }
+    Ok(())
+}
+
+/// Takes back what a failed write may have put under blocks that stay absent. Left there, a later write that is
+/// torn could bring it to light, long after the block had been read as zeros.
+fn clear_absent(open: &Open, loaded: &Loaded<'_>, change: &Change) {
+    let data = format::data_offset(loaded.content().size);
+    for (index, _) in &change.entries {
+        if loaded.content().table[*index as usize].is_present() {
+            continue;
+        }
+        if let Err(error) = loaded.file().punch_hole(data + u64::from(*index) * BLOCK, BLOCK) {
+            tracing::warn!(key = %open.key, index, %error, "what a failed write left was not cleared");
+        }
+    }
 }
