@@ -395,6 +395,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_sheep_that_takes_connections_and_says_nothing_is_given_up() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address: Address = silent.local_addr().expect("addr").to_string().parse().expect("good");
+        let deadlines = Deadlines { call: Duration::from_millis(50), ..Default::default() };
+        let error = AdminClient::connect(address, deadlines).await.expect_err("silent");
+        assert!(matches!(error, ClientError::Unreachable { sent: true, .. }), "{error:?}");
+        assert!(error.to_string().contains("nothing came for 0.05 s"), "{error}");
+    }
+
+    #[tokio::test]
     async fn nothing_listening_is_unreachable_and_says_why() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("addr");
         let address: Address = free.to_string().parse().expect("good");
