@@ -266,7 +266,8 @@ impl std::str::FromStr for NodeRef {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Ok(id) = text.parse::<NodeId>() {
+        // In the admin API 0 stands for "the sheep asked", and no node has that id.
+        if let Some(id) = text.parse::<NodeId>().ok().filter(|id| id.0 != 0) {
             return Ok(Self::Id(id));
         }
         text.parse().map(Self::Address).map_err(|_| {
@@ -385,6 +386,7 @@ mod tests {
     #[test]
     fn a_node_is_named_by_id_or_address() {
         assert_eq!("00000000000000ff".parse(), Ok(NodeRef::Id(NodeId(255))));
+        assert!("0000000000000000".parse::<NodeRef>().is_err());
         let address = "sheep-0:7000".parse().expect("good");
         assert_eq!("sheep-0:7000".parse(), Ok(NodeRef::Address(address)));
         assert_eq!(index_range("7-9"), Ok(IndexRange { first: 7, last: 9 }));

@@ -124,8 +124,8 @@ impl Failure {
     pub(crate) fn client(what: impl Into<String>) -> impl FnOnce(ClientError) -> Self {
         move |error| match error {
             ClientError::Status(error) => Self::new(error.kind.into(), what, &error.message).hint(error.hint),
-            ClientError::Unreachable { sent, .. } => {
-                let hint = match sent {
+            ClientError::Unreachable { maybe_done, .. } => {
+                let hint = match maybe_done {
                     false => {
                         "is sheep running there? choose another with -a ADDR -p PORT, or DOG_ADDR and DOG_PORT"
                     }

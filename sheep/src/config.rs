@@ -368,7 +368,7 @@ fn nbd(options: &Options) -> Result<NbdConfig, ConfigError> {
         if len == 0 || len > SOCKET_PATH_LEN_MAX {
             let problem =
                 format!("the path of a unix socket has 1 to {SOCKET_PATH_LEN_MAX} bytes, not {len}");
-            return Err(refused("nbd-socket", path.display(), problem, "choose a shorter path"));
+            return Err(refused("nbd-socket", format!("{path:?}"), problem, "choose a shorter path"));
         }
     }
     Ok(NbdConfig { tcp, socket: options.nbd_socket.clone() })

@@ -60,14 +60,24 @@ pub enum ClientError {
     Unreachable {
         /// The sheep that was asked.
         address: Address,
-        /// The request may have reached it and may have been carried out.
-        sent: bool,
+        /// The request changes something and may have been carried out all the same.
+        maybe_done: bool,
         /// What was seen.
         cause: Cause,
     },
     /// A sheep answered with an error.
     #[error(transparent)]
     Status(#[from] AdminError),
+}
+
+impl ClientError {
+    /// The error of a call that may be made twice: whether it was carried out does not matter.
+    fn harmless(mut self) -> Self {
+        if let Self::Unreachable { maybe_done, .. } = &mut self {
+            *maybe_done = false;
+        }
+        self
+    }
 }
 
 /// What was seen instead of an answer. Prints the innermost cause, which is the one that tells.
@@ -112,7 +122,7 @@ impl Again {
         match (self, error) {
             (Self::Always, ClientError::Unreachable { .. }) => true,
             (Self::Always, ClientError::Status(error)) => error.elsewhere(),
-            (Self::IfUnsent, ClientError::Unreachable { sent, .. }) => !sent,
+            (Self::IfUnsent, ClientError::Unreachable { maybe_done, .. }) => !maybe_done,
             (Self::IfUnsent, ClientError::Status(_)) => false,
         }
     }
@@ -260,16 +270,17 @@ impl AdminClient {
                 Ok(Err(status)) => classify(&self.address, status),
                 Err(_) => {
                     let cause = Cause::Deadline(self.deadlines.call);
-                    ClientError::Unreachable { address: self.address.clone(), sent: true, cause }
+                    ClientError::Unreachable { address: self.address.clone(), maybe_done: true, cause }
                 }
             };
-            let again = again.allows(&error);
+            let error = if again == Again::Always { error.harmless() } else { error };
+            let go_on = again.allows(&error);
             // The first failure is about the sheep that the user named, unless another one gave a reason.
             let error = match told.take() {
                 Some(first) if matches!(error, ClientError::Unreachable { .. }) => first,
                 _ => error,
             };
-            if !again || !self.move_on().await {
+            if !go_on || !self.move_on().await {
                 return Err(error);
             }
             told = Some(error);
@@ -300,12 +311,12 @@ pub struct Events<T> {
 impl<T> Events<T> {
     /// The next event, or `None` at the end. Cancel-safe.
     pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
-        self.stream.message().await.map_err(|status| classify(&self.address, status))
+        self.stream.message().await.map_err(|status| classify(&self.address, status).harmless())
     }
 }
 
 async fn open(address: &Address, limit: Duration) -> Result<Channel, ClientError> {
-    let unreachable = |cause| ClientError::Unreachable { address: address.clone(), sent: false, cause };
+    let unreachable = |cause| ClientError::Unreachable { address: address.clone(), maybe_done: false, cause };
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| unreachable(Cause::Connect(error)))?
         .connect_timeout(limit)
@@ -337,8 +348,8 @@ fn classify(address: &Address, status: Status) -> ClientError {
     if answered {
         return AdminError::from(&status).into();
     }
-    let sent = !connect_failed(&status);
-    ClientError::Unreachable { address: address.clone(), sent, cause: Cause::Call(status) }
+    let maybe_done = !connect_failed(&status);
+    ClientError::Unreachable { address: address.clone(), maybe_done, cause: Cause::Call(status) }
 }
 
 /// Whether the connection was never made, so that nothing can have been sent.
@@ -380,9 +391,9 @@ mod tests {
     #[test]
     fn a_call_that_changes_something_is_made_again_only_if_it_was_not_sent() {
         let address: Address = "a:1".parse().expect("good");
-        let unreachable = |sent| ClientError::Unreachable {
+        let unreachable = |maybe_done| ClientError::Unreachable {
             address: address.clone(),
-            sent,
+            maybe_done,
             cause: Cause::Deadline(Duration::from_secs(1)),
         };
         assert!(Again::IfUnsent.allows(&unreachable(false)));
@@ -395,11 +406,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_sheep_that_takes_connections_and_says_nothing_is_given_up() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let address: Address = silent.local_addr().expect("addr").to_string().parse().expect("good");
+        let deadlines = Deadlines { call: Duration::from_millis(50), ..Default::default() };
+        let error = AdminClient::connect(address, deadlines).await.expect_err("silent");
+        assert!(matches!(error, ClientError::Unreachable { maybe_done: false, .. }), "{error:?}");
+        assert!(error.to_string().contains("nothing came for 0.05 s"), "{error}");
+    }
+
+    #[tokio::test]
     async fn nothing_listening_is_unreachable_and_says_why() {
         let free = std::net::TcpListener::bind("127.0.0.1:0").expect("bind").local_addr().expect("addr");
         let address: Address = free.to_string().parse().expect("good");
         let error = AdminClient::connect(address, Deadlines::default()).await.expect_err("closed port");
-        assert!(matches!(error, ClientError::Unreachable { sent: false, .. }), "{error:?}");
+        assert!(matches!(error, ClientError::Unreachable { maybe_done: false, .. }), "{error:?}");
         assert!(error.to_string().contains("refused"), "{error}");
     }
 }

@@ -75,7 +75,7 @@ fn fraction_bytes(fraction: &str, shift: u32) -> Option<u64> {
     }
     let scaled = digits.parse::<u128>().ok()? << shift;
     let scale = 10u128.pow(u32::try_from(digits.len()).ok()?);
-    (scaled % scale == 0).then(|| u64::try_from(scaled / scale).ok()).flatten()
+    scaled.is_multiple_of(scale).then(|| u64::try_from(scaled / scale).ok()).flatten()
 }
 
 fn unit_shift(text: &str, unit: &str) -> Result<u32, SizeError> {
@@ -115,7 +115,7 @@ impl VdiSize {
         match bytes {
             0 => Err(SizeError::Zero),
             _ if bytes > Self::MAX.0 => Err(SizeError::TooLarge(bytes)),
-            _ if bytes % SECTOR_LEN != 0 => Err(SizeError::Unaligned(bytes)),
+            _ if !bytes.is_multiple_of(SECTOR_LEN) => Err(SizeError::Unaligned(bytes)),
             _ => Ok(Self(bytes)),
         }
     }

@@ -196,7 +196,7 @@ fn nbd_options_without_nbd_are_a_mistake() {
     let config = load(&["--nbd-socket", "/s"]).expect("valid");
     assert_eq!(config.nbd, NbdConfig { tcp: None, socket: Some("/s".into()) });
     assert_eq!(refused_key(load(&["--nbd-socket", &"x".repeat(108)])), "nbd-socket");
-    assert_eq!(refused_key(load(&["--nbd-socket", ""])), "nbd-socket");
+    assert_eq!(refused_key(load_file("nbd-socket = \"\"", &[])), "nbd-socket");
 }
 
 #[test]
