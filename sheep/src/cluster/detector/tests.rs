@@ -122,7 +122,8 @@ enum Fate {
     Lost { at: u64 },
     /// Its process is stopped and goes on later.
     Stalled { at: u64, lasts: u64 },
-    /// Its renewals get lost for a while and its connections are rejected by something in between.
+    /// Its renewals get lost for a while and its connections are rejected by something in between, which a
+    /// peer reports.
     Rejected { at: u64, lasts: u64 },
 }
 
@@ -175,7 +176,11 @@ fn simulate(fate: Fate, rate: u64, period: u64, delays: &[u64]) -> Option<u64> {
             answers = later;
             due.into_iter().for_each(|(_, sent)| held.granted(sent));
         }
-        if matches!(fate, Fate::Killed { at, reset_seen: true } if at + 1 == now) {
+        let reported = match fate {
+            Fate::Killed { at, reset_seen: true } | Fate::Rejected { at, .. } => at + 1 == now,
+            Fate::Killed { .. } | Fate::Lost { .. } | Fate::Stalled { .. } => false,
+        };
+        if reported {
             detector.suspect(OTHER.node, MS(now));
         }
         if now % 10 != 0 {
