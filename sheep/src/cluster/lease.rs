@@ -138,7 +138,7 @@ impl Grants {
         if self.ended.contains(&session) {
             return Err(RenewError::Ended(session));
         }
-        if !quorum_acked_at.is_some_and(|at| now.saturating_sub(at) < QUORUM_FRESH) {
+        if quorum_acked_at.is_none_or(|at| now.saturating_sub(at) >= QUORUM_FRESH) {
             return Err(RenewError::NoQuorum);
         }
         let last = self.last.entry(session).or_insert(now);

@@ -122,7 +122,8 @@ enum Fate {
     Lost { at: u64 },
     /// Its process is stopped and goes on later.
     Stalled { at: u64, lasts: u64 },
-    /// Its renewals get lost for a while and its connections are rejected by something in between.
+    /// Its renewals get lost for a while and its connections are rejected by something in between, which a
+    /// peer reports.
     Rejected { at: u64, lasts: u64 },
 }
 
@@ -144,7 +145,8 @@ fn simulate(fate: Fate, rate: u64, period: u64, delays: &[u64]) -> Option<u64> {
     let holder_time = |now: u64| Duration::from_micros(now * rate);
     let mut next_renewal = 0;
     // (arrives at the leader, holder's sending time), (arrives at the holder, holder's sending time)
-    let (mut requests, mut answers): (Vec<(u64, Duration)>, Vec<(u64, Duration)>) = (Vec::new(), Vec::new());
+    let mut requests: Vec<(u64, Duration)> = Vec::new();
+    let mut answers: Vec<(u64, Duration)> = Vec::new();
     let mut delays = delays.iter().copied().cycle();
     for now in 0..9_000_u64 {
         let (alive, runs, reaches, refuses) = match fate {
@@ -162,9 +164,9 @@ fn simulate(fate: Fate, rate: u64, period: u64, delays: &[u64]) -> Option<u64> {
                 requests.push((now + delays.next().unwrap_or(0), holder_time(now)));
             }
         }
-        let (due, later) = requests.into_iter().partition(|(at, _)| *at <= now);
+        let (due, later): (Vec<_>, Vec<_>) = requests.into_iter().partition(|(at, _)| *at <= now);
         requests = later;
-        for (_, sent) in Vec::<(u64, Duration)>::from(due) {
+        for (_, sent) in due {
             detector.renewed(OTHER, MS(now));
             grants.renew(OTHER, Some(MS(now)), MS(now)).expect("granted");
             answers.push((now + delays.next().unwrap_or(0), sent));
@@ -174,7 +176,11 @@ fn simulate(fate: Fate, rate: u64, period: u64, delays: &[u64]) -> Option<u64> {
             answers = later;
             due.into_iter().for_each(|(_, sent)| held.granted(sent));
         }
-        if matches!(fate, Fate::Killed { at, reset_seen: true } if at + 1 == now) {
+        let reported = match fate {
+            Fate::Killed { at, reset_seen: true } | Fate::Rejected { at, .. } => at + 1 == now,
+            Fate::Killed { .. } | Fate::Lost { .. } | Fate::Stalled { .. } => false,
+        };
+        if reported {
             detector.suspect(OTHER.node, MS(now));
         }
         if now % 10 != 0 {

@@ -6,14 +6,14 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | [`types`] | what is ordered: the [`Machine`] |
-//! | [`propose`] | proposals and read barriers from any node |
-//! | [`members`] | changes of voters and learners |
-//! | [`driver`], [`contact`] | when to show life and when to stand for election |
-//! | [`handover`] | leaving the lead on purpose |
-//! | [`rpc`], [`net`], [`transfer`] | requests in, requests out, snapshots in pieces |
-//! | [`log_store`], [`machine`] | openraft's view of entries and state |
-//! | [`store`], [`writer`], [`codec`] | the file, the thread that changes it, its bytes |
+//! | `types` | what is ordered: the [`Machine`] |
+//! | `propose` | proposals and read barriers from any node |
+//! | `members` | changes of voters and learners |
+//! | `driver`, `contact` | when to show life and when to stand for election |
+//! | `handover` | leaving the lead on purpose |
+//! | `rpc`, `net`, `transfer` | requests in, requests out, snapshots in pieces |
+//! | `log_store`, `machine` | openraft's view of entries and state |
+//! | `store`, `writer`, `codec` | the file, the thread that changes it, its bytes |
 //!
 //! Invariants: what is acknowledged to a leader, and every vote, is on disk; a damaged file is never opened;
 //! a node that is no voter never stands for election; proposals reported as not applied never are.
@@ -283,6 +283,19 @@ impl<M: Machine> ClusterLog<M> {
         let metrics = self.inner.raft.metrics().borrow().clone();
         let confirmed = self.confirmed_at(&metrics);
         confirmed.is_some_and(|at| self.inner.clock.now().saturating_sub(at) <= lease)
+    }
+
+    /// Waits until the log has stopped and says why: after a failed write, an entry of a newer version, or
+    /// [`ClusterLog::stop`]. A node whose log failed must be restarted; it cannot vote any more.
+    pub async fn stopped(&self) -> LogError {
+        let mut metrics = self.inner.raft.metrics();
+        match metrics.wait_for(|metrics| metrics.running_state.is_err()).await {
+            Ok(metrics) => match &metrics.running_state {
+                Ok(()) => LogError::Stopped("without a reason".to_owned()),
+                Err(error) => LogError::Stopped(error.to_string()),
+            },
+            Err(_) => LogError::Stopped("openraft has ended".to_owned()),
+        }
     }
 
     /// Stops taking part and closes the file; other handles become useless. Returns when all is done, so

@@ -171,14 +171,12 @@ impl Store {
         let table = txn.open_table(SNAPSHOT).map_err(|error| self.failed(error))?;
         let mut header: Option<SnapshotHeader> = None;
         let mut bytes = Vec::new();
-        let mut expected = 0;
-        for row in table.iter().map_err(|error| self.failed(error))? {
+        for (expected, row) in (0..).zip(table.iter().map_err(|error| self.failed(error))?) {
             let (key, record) = row.map_err(|error| self.failed(error))?;
             let key = key.value();
             if key != expected {
                 return Err(self.inconsistent(&format!("piece {expected} of the snapshot is missing")));
             }
-            expected += 1;
             if key == 0 {
                 header = Some(self.decode(RecordKind::Snapshot, key, record.value(), || {
                     "the snapshot's description".to_owned()

@@ -149,6 +149,24 @@ async fn a_damaged_or_missing_record_stops_the_node_from_opening() {
     }
 }
 
+/// An entry this version cannot apply must not be skipped: the state would silently differ from others'.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_entry_that_does_not_decode_is_refused_and_if_logged_stops_the_node() {
+    let ring = Ring::founded(1).await;
+    let node = ring.node(1);
+    let bad = Blob::from(codec::encode(&"not a put"));
+    let request =
+        super::super::rpc::ProposeRequest { entry: bad.clone(), wait: std::time::Duration::from_secs(1) };
+    let answer = node.handle_rpc(LogOp::Propose, &codec::encode(&request)).await.unwrap();
+    let answer = codec::decode(&answer).unwrap();
+    assert!(matches!(answer, super::super::rpc::ProposeAnswer::Refused(_)), "{answer:?}");
+    node.propose(Put::new("goes", "on"), WAIT).await.unwrap();
+
+    assert!(node.inner.raft.client_write(bad).await.is_err());
+    let error = node.stopped().await.to_string();
+    assert!(error.contains("malformed"), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_nodes_file_is_refused() {
     let mut ring = Ring::founded(1).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::LEADER_LEASE;
+use super::super::{LEADER_LEASE, LogOp, RpcFailure, codec};
 use super::ring::{Put, Ring, WAIT, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -69,11 +69,46 @@ async fn a_leader_that_steps_down_is_succeeded_at_once() {
     ring.node(new).propose(Put::new("a", "c"), WAIT).await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_decides_on_a_vote_or_leaves_has_no_majority_to_show() {
+    let ring = Ring::founded(3).await;
+    let leader = ring.node(ring.leader().await);
+    assert!(leader.metrics().quorum_acked_at.is_some());
+    let voting = leader.inner.contact.voting();
+    assert_eq!(leader.metrics().quorum_acked_at, None);
+    drop(voting);
+    leader.inner.contact.set_leaving(true);
+    assert_eq!(leader.metrics().quorum_acked_at, None);
+    leader.inner.contact.set_leaving(false);
+    assert!(leader.metrics().quorum_acked_at.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_with_a_majority_refuses_votes_for_others() {
+    let ring = Ring::founded(3).await;
+    let old = ring.leader().await;
+    let leader = ring.node(old);
+    // Past openraft's own lease of a new leader, which would hide the rule.
+    tokio::time::sleep(LEADER_LEASE + Duration::from_millis(50)).await;
+    let metrics = leader.metrics();
+    let vote = openraft::Vote::new(metrics.term + 1, 9);
+    let request = openraft::raft::VoteRequest::new(vote, leader.inner.log_store.last());
+    let refused = leader.handle_rpc(LogOp::Vote, &codec::encode(&request)).await;
+    assert!(matches!(refused, Err(RpcFailure::Refused(_))), "{refused:?}");
+    assert_eq!(leader.metrics().term, metrics.term);
+}
+
 /// Prints figures; run with `--ignored --nocapture`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "measures"]
 async fn measure_election_handover_and_propose_times() {
     let rounds = 40;
+    let ring = Ring::founded(1).await;
+    let start = Instant::now();
+    for _ in 0..200 {
+        ring.node(1).propose(Put::new("a", "b"), WAIT).await.unwrap();
+    }
+    println!("1 voter: a proposal takes {:?}", start.elapsed() / 200);
     for count in [3, 5] {
         let mut ring = Ring::founded(count).await;
         let (mut elected, mut handed, mut proposed) = (Vec::new(), Vec::new(), Vec::new());

@@ -1,5 +1,7 @@
 //! Whole logs in one process: real files, a network in memory.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails may panic")]
+
 mod durability;
 mod elections;
 mod membership;
