@@ -162,9 +162,15 @@ impl Export for MemoryDisk {
         let blocks = self.blocks.lock();
         let mut segments = Vec::new();
         let mut data = Vec::new();
+        let mut left = len as usize;
         for (number, within, part) in spans(offset, u64::from(len)) {
             match (blocks.get(&number), segments.last_mut()) {
-                (Some(block), _) => data.extend_from_slice(&block[within..within + part]),
+                (Some(block), _) => {
+                    if data.is_empty() {
+                        data.reserve_exact(left);
+                    }
+                    data.extend_from_slice(&block[within..within + part]);
+                }
                 (None, Some(Segment::Hole(hole))) if data.is_empty() => *hole += part as u32,
                 (None, _) => {
                     if !data.is_empty() {
@@ -173,6 +179,7 @@ impl Export for MemoryDisk {
                     segments.push(Segment::Hole(part as u32));
                 }
             }
+            left -= part;
         }
         if !data.is_empty() {
             segments.push(Segment::Data(data.into()));

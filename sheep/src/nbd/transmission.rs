@@ -46,8 +46,9 @@ use super::reply;
 use super::request::{BadMagic, Command, HEADER_LEN, Header, Terms, validate};
 use super::server::{EXTENTS_MAX, PAYLOAD_LEN_MAX, REQUESTS_MAX};
 
-/// How long a client that has to move may not move a byte. Checked that often, so up to twice that.
-const STALL_MAX: Duration = Duration::from_secs(10);
+/// How long a client that has to move may not move a byte. Checked that often, so up to twice that. Longer
+/// than a few lost packets, and short, because while it lasts large requests of others may have to wait.
+const STALL_MAX: Duration = Duration::from_secs(5);
 
 /// A refused write's payload is read and dropped up to this length; beyond it the connection is closed.
 const SKIP_LEN_MAX: u32 = 2 * PAYLOAD_LEN_MAX;
@@ -278,6 +279,12 @@ where
     fn answer(&mut self, finished: Finished) {
         let Finished { header, command, mut charge, outcome } = finished;
         let Header { cookie, offset, len, .. } = header;
+        // A write's payload is gone by now, and holes never took memory.
+        let keeps_memory = match &outcome {
+            Outcome::Act(_) => false,
+            Outcome::Read(result) => result.iter().flatten().any(|part| matches!(part, Segment::Data(_))),
+            Outcome::Status(_) => true,
+        };
         let output = &mut self.output;
         match outcome {
             Outcome::Act(result) => reply::simple(output, cookie, result.map_err(Errno::from)),
@@ -305,10 +312,7 @@ where
                 return self.fail(&header, charge, error.into());
             }
         }
-        if matches!(command, Command::Write { .. })
-            && let Some(charge) = charge.take()
-        {
-            // The payload is gone; what is left to send is sixteen bytes.
+        if !keeps_memory && let Some(charge) = charge.take() {
             self.ledger.release(charge);
         }
         self.output.end_reply(charge);

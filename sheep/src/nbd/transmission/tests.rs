@@ -146,6 +146,8 @@ async fn a_stop_answers_what_runs_and_nothing_else() {
 async fn a_client_that_reads_nothing_is_left_alone_until_others_need_its_memory() {
     let budget = Budget::new(0);
     let mut silent = rig(false, 4096, &budget).await;
+    let data = Bytes::from_static(&[7; 4096]);
+    silent.disk.write(0, data, WriteFlags::default()).await.unwrap();
     silent.send(&request(0, 1, 0, PAYLOAD_LEN_MAX)).await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert!(!silent.served.is_finished());
