@@ -15,6 +15,7 @@ pub mod detector;
 pub mod entry;
 pub mod lease;
 pub mod log;
+pub(crate) mod session;
 pub mod slots;
 pub mod state;
 pub(crate) mod view;

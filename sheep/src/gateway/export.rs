@@ -89,9 +89,7 @@ impl Export for Handle {
 
     async fn block_status(&self, offset: u64, len: u64) -> Result<Vec<BlockExtent>, IoError> {
         match self.run(Io::Status { offset, len }).await? {
-            Done::Status(runs) => {
-                Ok(runs.into_iter().map(|(len, hole)| BlockExtent { len, hole }).collect())
-            }
+            Done::Status(runs) => Ok(runs.into_iter().map(|(len, hole)| BlockExtent { len, hole }).collect()),
             Done::Nothing | Done::Read(_) => Err(IoError::Io),
         }
     }

@@ -9,14 +9,11 @@ use prost::Message;
 use tokio_util::task::TaskTracker;
 use wire::frame::Payload;
 use wire::id::{Generation, Session, VdiId};
-use wire::peer::{
-    Connection, OpenRequest, ReadReply, Status, StatusReply, VdiInfoReply, VdiIoRequest, op,
-};
+use wire::peer::{Connection, OpenRequest, Status, StatusReply, VdiInfoReply, VdiIoRequest, op};
 
 use super::Gateway;
 use crate::cluster::state::ClusterState;
 use crate::peer::{PeerInfo, Request, Responder};
-use crate::store::Segment;
 use crate::vdi::clients::Arrival;
 use crate::vdi::owner::{IoFailure, Owner};
 
@@ -138,10 +135,9 @@ async fn io(gateway: &Arc<Gateway>, from: Session, request: Request) -> Answer {
     let message = VdiIoRequest::decode(request.meta).map_err(|_| refuse(Status::Invalid))?;
     let owner = owner_of(gateway, message.vdi, message.generation).await?;
     let end = message.offset.checked_add(message.len).filter(|end| *end <= owner.size);
-    if end.is_none() || Session::from(wire::peer::SessionRef {
-        node: message.request.node,
-        start: message.request.start,
-    }) != from
+    if end.is_none()
+        || Session::from(wire::peer::SessionRef { node: message.request.node, start: message.request.start })
+            != from
     {
         return Err(refuse(Status::Invalid));
     }
@@ -153,14 +149,12 @@ async fn io(gateway: &Arc<Gateway>, from: Session, request: Request) -> Answer {
     let _in_flight = begun.map_err(|f| refuse(status_of(f)))?;
     match request.op {
         op::VDI_READ => {
-            let segments =
-                owner.read(message.offset, message.len).await.map_err(|f| refuse(status_of(f)))?;
-            let (reply, payload) = pack(message.offset, segments);
+            let segments = owner.read(message.offset, message.len).await.map_err(|f| refuse(status_of(f)))?;
+            let (reply, payload) = crate::replica::pack(message.offset, segments);
             Ok((reply.encode_to_vec().into(), payload))
         }
         op::VDI_STATUS => {
-            let runs =
-                owner.status(message.offset, message.len).await.map_err(|f| refuse(status_of(f)))?;
+            let runs = owner.status(message.offset, message.len).await.map_err(|f| refuse(status_of(f)))?;
             let mut reply = StatusReply::default();
             for (len, hole) in runs {
                 if hole != (reply.runs.len() % 2 == 1) {
@@ -212,10 +206,6 @@ async fn change(owner: &Owner, op: u16, message: &VdiIoRequest, payload: Payload
             result.map_err(status_of)
         }
     }
-}
-
-fn pack(offset: u64, segments: Vec<Segment>) -> (ReadReply, Payload) {
-    crate::replica::pack(offset, &segments)
 }
 
 fn status_of(failure: IoFailure) -> Status {

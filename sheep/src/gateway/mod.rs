@@ -157,11 +157,7 @@ impl Gateway {
                     return Ok(());
                 }
                 Ok((_, ClusterReply::Refused(Refusal::AttachFenced { client, known }))) => {
-                    return Err(OpenError::Fenced {
-                        client,
-                        generation: attach.generation,
-                        newest: known,
-                    });
+                    return Err(OpenError::Fenced { client, generation: attach.generation, newest: known });
                 }
                 Ok(_) => return Err(OpenError::NotFound(vdi.name.to_string())),
                 Err(error) => tracing::debug!(%error, "an attachment could not be logged yet"),
@@ -312,13 +308,11 @@ impl Handle {
                     Err(IoFailure::Fenced) => return Err(IoError::Fenced),
                     Err(_) => self.pause().await,
                 },
-                Route::There(session, generation) => {
-                    match self.introduce_to(session, generation).await {
-                        Ok(()) => return Ok(()),
-                        Err(Failure::Status(Status::Fenced)) => return Err(IoError::Fenced),
-                        Err(_) => self.pause().await,
-                    }
-                }
+                Route::There(session, generation) => match self.introduce_to(session, generation).await {
+                    Ok(()) => return Ok(()),
+                    Err(Failure::Status(Status::Fenced)) => return Err(IoError::Fenced),
+                    Err(_) => self.pause().await,
+                },
             }
         }
     }
@@ -383,9 +377,7 @@ impl Handle {
                     continue;
                 }
                 Route::Here(owner) => self.run_here(&owner, io, request).await,
-                Route::There(session, generation) => {
-                    self.run_there(session, generation, io, request).await
-                }
+                Route::There(session, generation) => self.run_there(session, generation, io, request).await,
             };
             match result {
                 Ok(done) => return Ok(done),

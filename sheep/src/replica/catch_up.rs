@@ -8,7 +8,7 @@ use wire::policy::Copies;
 
 use super::serve::unpack_blocks;
 use super::{Replica, Role, key_of, ref_of};
-use crate::store::{BlockEntry, ObjectKey};
+use crate::store::{BlockCopy, BlockEntry, ObjectKey};
 
 /// Bytes of blocks in one answer to PULL; one lane stands still for as long as it takes to read them.
 const PULL_BYTES_MAX: usize = 8 << 20;
@@ -46,7 +46,9 @@ impl Replica {
                 break;
             }
             let key = ObjectKey { copies, slot, oid: stat.oid, birth: stat.birth };
-            reply.objects.push(Listed { object: ref_of(&key, stat.size), version: stat.version.into() });
+            // A copy whose head is damaged is listed by whoever else is in sync; its owner mends it.
+            let Some((version, size)) = stat.content else { return Err(Status::Damaged) };
+            reply.objects.push(Listed { object: ref_of(&key, size), version: version.into() });
         }
         Ok(reply)
     }
@@ -94,7 +96,7 @@ impl Replica {
         }
         let blocks = self.store.read_blocks(key, &present).map_err(|e| self.status(e))?;
         let mut data = BytesMut::with_capacity(present.len() * wire::checksum::BLOCK_SIZE);
-        blocks.iter().for_each(|b| data.extend_from_slice(b));
+        blocks.iter().filter_map(|b| b.data.as_ref()).for_each(|b| data.extend_from_slice(b));
         Ok((reply, Payload::new(0, data.freeze())))
     }
 
@@ -112,7 +114,12 @@ impl Replica {
     }
 
     /// Writes packed blocks, whose present ones are in the payload in order.
-    pub(crate) fn put_blocks(&self, key: &ObjectKey, packed: &[u32], payload: &Payload) -> Result<(), Status> {
+    pub(crate) fn put_blocks(
+        &self,
+        key: &ObjectKey,
+        packed: &[u32],
+        payload: &Payload,
+    ) -> Result<(), Status> {
         payload.verify().map_err(|_| Status::BadChecksum)?;
         let mut at = 0;
         let mut blocks = Vec::with_capacity(packed.len() / 3);
@@ -125,7 +132,7 @@ impl Replica {
             } else {
                 None
             };
-            blocks.push((index, entry, data));
+            blocks.push(BlockCopy { index, entry, data });
         }
         self.store.patch(key, &blocks).map_err(|e| self.status(e))
     }

@@ -63,7 +63,12 @@ impl SlotFill {
     }
 
     /// A write arrives.
-    pub(crate) fn arrive(&mut self, object: (Oid, Birth), version: Version, write: impl FnOnce() -> Kept) -> Arrival {
+    pub(crate) fn arrive(
+        &mut self,
+        object: (Oid, Birth),
+        version: Version,
+        write: impl FnOnce() -> Kept,
+    ) -> Arrival {
         let fill = self.objects.entry(object).or_insert(ObjectFill::Unfilled(version));
         match fill {
             ObjectFill::Filled => return Arrival::Apply,
@@ -111,12 +116,10 @@ impl SlotFill {
     /// were too many or the object was removed, so that it must be pulled again.
     pub(crate) fn finish(&mut self, object: (Oid, Birth)) -> Option<Vec<Kept>> {
         match self.objects.get_mut(&object) {
-            Some(fill @ ObjectFill::Pulling { .. }) => {
-                match std::mem::replace(fill, ObjectFill::Filled) {
-                    ObjectFill::Pulling { kept, .. } => Some(kept),
-                    ObjectFill::Filled | ObjectFill::Unfilled(_) => None,
-                }
-            }
+            Some(fill @ ObjectFill::Pulling { .. }) => match std::mem::replace(fill, ObjectFill::Filled) {
+                ObjectFill::Pulling { kept, .. } => Some(kept),
+                ObjectFill::Filled | ObjectFill::Unfilled(_) => None,
+            },
             _ => None,
         }
     }

@@ -25,10 +25,7 @@ pub(crate) struct Lanes {
 
 impl Lanes {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            hasher: RandomState::new(),
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-        })
+        Arc::new(Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Mutex::default()).collect() })
     }
 
     fn shard(&self, key: &ObjectKey) -> &Mutex<HashMap<ObjectKey, VecDeque<Job>>> {

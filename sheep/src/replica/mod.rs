@@ -41,7 +41,7 @@ use crate::store::{self, LocalStore, ObjectKey};
 pub(crate) use fill::{Kept, SlotFill};
 use lanes::Lanes;
 use recent::{Recent, RecentWrites};
-pub(crate) use serve::serve;
+pub(crate) use serve::{pack, serve, unpack};
 
 /// Locks that order a slot's changes against what catching up lists; a power of two.
 const SLOT_GATES: usize = 256;
@@ -177,12 +177,15 @@ impl Replica {
     /// The wire's word for a store error; a broken disk is also reported to the node.
     pub(crate) fn status(&self, error: store::Error) -> Status {
         let status = match &error {
-            store::Error::NotFound { .. } => Status::NotFound,
+            store::Error::NotFound(_) => Status::NotFound,
             store::Error::Damaged { .. } => Status::Damaged,
             store::Error::NoSpace { .. } => Status::NoSpace,
-            store::Error::Checksum { .. } => Status::BadChecksum,
+            store::Error::Payload { .. } => Status::BadChecksum,
             store::Error::Invalid { .. } => Status::Invalid,
-            _ => Status::Io,
+            store::Error::Io { .. }
+            | store::Error::Poisoned(_)
+            | store::Error::Format { .. }
+            | store::Error::Locked { .. } => Status::Io,
         };
         match status {
             Status::Io => {
@@ -315,7 +318,9 @@ impl Replica {
             return Err(Status::Gap);
         }
         let kind = match WriteKind::try_from(request.kind) {
-            Ok(WriteKind::Data) if data.len() == request.len as usize => store::WriteKind::Data { data, crcs },
+            Ok(WriteKind::Data) if data.len() == request.len as usize => {
+                store::WriteKind::Data { data, crcs }
+            }
             Ok(WriteKind::Zero) => store::WriteKind::Zero { len: request.len.into(), punch: false },
             Ok(WriteKind::Punch) => store::WriteKind::Zero { len: request.len.into(), punch: true },
             _ => return Err(Status::Invalid),
@@ -394,7 +399,7 @@ impl Replica {
     fn object_ref(&self, key: &ObjectKey) -> Result<Option<ObjectRef>, Status> {
         match self.store.size(key) {
             Ok(size) => Ok(Some(ref_of(key, size))),
-            Err(store::Error::NotFound { .. }) => Ok(None),
+            Err(store::Error::NotFound(_)) => Ok(None),
             Err(error) => Err(self.status(error)),
         }
     }

@@ -157,28 +157,32 @@ fn answer_read(
     match result {
         Err(error) => done(replica.status(error), Bytes::new(), Payload::empty()),
         Ok(out) => {
-            let (reply, payload) = pack(offset, &out);
+            let (reply, payload) = pack(offset, out.segments);
             done(Status::Ok, reply.encode_to_vec().into(), payload);
         }
     }
 }
 
 /// Data and holes in turn, and the data of all runs one after the other.
-fn pack(offset: u64, out: &ReadOut) -> (ReadReply, Payload) {
-    if let [Segment::Data(data)] = out.segments.as_slice() {
+pub(crate) fn pack(offset: u64, mut segments: Vec<Segment>) -> (ReadReply, Payload) {
+    if segments.len() == 1
+        && let Some(Segment::Data { data, crcs }) = segments.pop_if(|s| matches!(s, Segment::Data { .. }))
+    {
+        // The checksums go on from the disk to whoever asked.
         let reply = ReadReply { runs: vec![data.len() as u32] };
-        return (reply, Payload::new(offset, data.clone()));
+        let payload = Payload::with_crcs(offset, data.clone(), crcs);
+        return (reply, payload.unwrap_or_else(|| Payload::new(offset, data)));
     }
     let mut runs = Vec::new();
     let mut bytes = BytesMut::new();
-    for segment in &out.segments {
+    for segment in &segments {
         let is_data_turn = runs.len() % 2 == 0;
         match segment {
-            Segment::Data(data) => {
+            Segment::Data { data, .. } => {
                 bytes.extend_from_slice(data);
                 push_run(&mut runs, is_data_turn, data.len() as u32);
             }
-            Segment::Hole(len) => push_run(&mut runs, !is_data_turn, *len),
+            Segment::Hole(len) => push_run(&mut runs, !is_data_turn, *len as u32),
         }
     }
     (ReadReply { runs }, Payload::new(0, bytes.freeze()))
@@ -206,10 +210,11 @@ pub(crate) fn unpack(reply: &ReadReply, data: &Bytes, len: u32) -> Option<Vec<Se
         }
         if i % 2 == 0 {
             let end = at.checked_add(*run as usize).filter(|end| *end <= data.len())?;
-            segments.push(Segment::Data(data.slice(at..end)));
+            let data = data.slice(at..end);
+            segments.push(Segment::Data { crcs: Vec::new(), data });
             at = end;
         } else {
-            segments.push(Segment::Hole(*run));
+            segments.push(Segment::Hole(u64::from(*run)));
         }
     }
     (total == u64::from(len) && at == data.len()).then_some(segments)
@@ -226,22 +231,15 @@ mod tests {
 
     #[test]
     fn runs_say_where_the_holes_are() {
-        let data = |n: usize| Segment::Data(Bytes::from(vec![1; n]));
+        let data = |n: usize| Segment::Data { data: Bytes::from(vec![1; n]), crcs: Vec::new() };
         for segments in [
             vec![data(10)],
             vec![Segment::Hole(5)],
             vec![Segment::Hole(5), data(3), Segment::Hole(2), data(4)],
             vec![data(3), Segment::Hole(2)],
         ] {
-            let len = segments
-                .iter()
-                .map(|s| match s {
-                    Segment::Data(d) => d.len() as u32,
-                    Segment::Hole(n) => *n,
-                })
-                .sum();
-            let out = ReadOut { segments: segments.clone(), ..ReadOut::default() };
-            let (reply, payload) = pack(0, &out);
+            let len = segments.iter().map(|s| s.len() as u32).sum();
+            let (reply, payload) = pack(0, segments.clone());
             assert_eq!(unpack(&reply, payload.data(), len), Some(segments));
             assert_eq!(unpack(&reply, payload.data(), len + 1), None);
         }

@@ -56,11 +56,8 @@ impl Owner {
         let Some(config) = state.slot(self.copies, SlotIndex(object.slot)) else { return Ok(Vec::new()) };
         let mut findings = Vec::new();
         let mut versions = HashSet::new();
-        let members: Vec<Session> = config
-            .in_state(MemberState::InSync)
-            .map(|m| m.session)
-            .filter(|s| state.serves(*s))
-            .collect();
+        let members: Vec<Session> =
+            config.in_state(MemberState::InSync).map(|m| m.session).filter(|s| state.serves(*s)).collect();
         if members.len() < usize::from(self.copies.get()) {
             findings.push(Finding::Degraded { object, in_sync: members.len() });
         }
@@ -116,7 +113,8 @@ impl Owner {
             ObjectRequest { fence, object, offset: 0, len: 0 }.encode_to_vec()
         };
         let verify = |session: Session| async move {
-            let answer = self.context.ask(session, op::VERIFY, request(session).into(), Payload::empty()).await;
+            let answer =
+                self.context.ask(session, op::VERIFY, request(session).into(), Payload::empty()).await;
             let (meta, _) = answer.ok()?;
             TableReply::decode(meta).ok()
         };
@@ -177,8 +175,7 @@ impl Owner {
             let mut after = None;
             loop {
                 let request = ListVdiRequest { vdi: self.vdi.0, after }.encode_to_vec();
-                let answer =
-                    self.context.ask(session, op::LIST_VDI, request.into(), Payload::empty()).await;
+                let answer = self.context.ask(session, op::LIST_VDI, request.into(), Payload::empty()).await;
                 let Ok((meta, _)) = answer else { break };
                 let list = ListReply::decode(meta).map_err(|_| IoFailure::Io)?;
                 for listed in &list.objects {
@@ -214,7 +211,8 @@ impl Owner {
                 Ok(entry.is_some_and(|e| e.birth == object.birth() && e.creator == object.oid().creator()))
             }
             Some(ObjectKind::Map) => {
-                let (level, number) = ((object.oid().index() >> 48) as u8, object.oid().index() & ((1 << 48) - 1));
+                let (level, number) =
+                    ((object.oid().index() >> 48) as u8, object.oid().index() & ((1 << 48) - 1));
                 Ok(self.page_birth(level, number).await? == Some(object.birth()))
             }
             None => Ok(true),

@@ -128,10 +128,8 @@ impl Clients {
             ended.as_mut().enable();
             {
                 let table = self.table.lock();
-                let busy = table
-                    .connections
-                    .iter()
-                    .any(|(key, c)| which(c) && table.in_flight.contains_key(key));
+                let busy =
+                    table.connections.iter().any(|(key, c)| which(c) && table.in_flight.contains_key(key));
                 if !busy {
                     return;
                 }

@@ -16,7 +16,7 @@ use crate::cluster::log::ClusterLog;
 use crate::cluster::session::Lease;
 use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
-use crate::peer::{Class, PendingReply, Peers};
+use crate::peer::{Class, Peers, PendingReply};
 use crate::replica::{self, Replica};
 
 /// How long to wait before asking a peer again that was busy or lost, if nothing else happens.

@@ -425,7 +425,8 @@ impl Owner {
         let mut any = false;
         for member in config.in_state(MemberState::InSync).filter(|m| state.serves(m.session)) {
             any = true;
-            let meta = self.object_request(member.session, object.name, config.version).encode_to_vec().into();
+            let meta =
+                self.object_request(member.session, object.name, config.version).encode_to_vec().into();
             match self.context.ask(member.session, op::VERIFY, meta, Payload::empty()).await {
                 Err(Failure::Status(Status::NotFound | Status::Damaged | Status::Io)) => {}
                 Ok((meta, _)) => {

@@ -624,11 +624,7 @@ impl Owner {
     }
 
     /// Runs `f` while nobody else touches an object of this VDI that exists.
-    pub(crate) async fn with_object_alone<T>(
-        &self,
-        name: &ObjectRef,
-        f: impl AsyncFnOnce() -> T,
-    ) -> T {
+    pub(crate) async fn with_object_alone<T>(&self, name: &ObjectRef, f: impl AsyncFnOnce() -> T) -> T {
         if name.oid().kind() == Some(wire::id::ObjectKind::Data) {
             let cell = self.cell(name.oid().index());
             let _alone = cell.gate.write().await;

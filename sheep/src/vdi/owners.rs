@@ -64,11 +64,7 @@ impl Owners {
     }
 
     /// The owner for a generation, if it is on this node.
-    pub(crate) fn get_generation(
-        self: &Arc<Self>,
-        vdi: VdiId,
-        generation: Generation,
-    ) -> Option<Arc<Owner>> {
+    pub(crate) fn get_generation(self: &Arc<Self>, vdi: VdiId, generation: Generation) -> Option<Arc<Owner>> {
         self.get(vdi).filter(|o| o.generation == generation)
     }
 
@@ -142,8 +138,7 @@ impl Owners {
             return false;
         }
         owner.set_released();
-        let entry =
-            ClusterEntry::Release { vdi: owner.vdi, generation: owner.generation, to, used };
+        let entry = ClusterEntry::Release { vdi: owner.vdi, generation: owner.generation, to, used };
         match self.context.log.propose(entry, LOG_PATIENCE).await {
             Ok((index, _)) => {
                 self.context.view.reaches(index).await;
@@ -181,8 +176,7 @@ impl Owners {
         }
         let Some(_drained) = owner.drain(DRAIN_PATIENCE).await else { return false };
         owner.set_released();
-        let entry =
-            ClusterEntry::Release { vdi: owner.vdi, generation: owner.generation, to, used: None };
+        let entry = ClusterEntry::Release { vdi: owner.vdi, generation: owner.generation, to, used: None };
         self.context.log.propose(entry, LOG_PATIENCE).await.is_ok()
     }
 }

@@ -141,7 +141,8 @@ impl Owner {
                     return self.remove_object(object).await;
                 }
             } else if complete {
-                let same = copies.windows(2).all(|w| w[0].version == w[1].version && w[0].table == w[1].table);
+                let same =
+                    copies.windows(2).all(|w| w[0].version == w[1].version && w[0].table == w[1].table);
                 let sound = copies.iter().all(|c| c.damaged.is_empty());
                 if same && (sound || !suspect) {
                     return Ok(());
@@ -164,11 +165,8 @@ impl Owner {
         let state = self.current()?;
         let slot = SlotIndex(object.slot);
         let Some(config) = state.slot(self.copies, slot) else { return Ok(None) };
-        let members: Vec<Session> = config
-            .in_state(MemberState::InSync)
-            .map(|m| m.session)
-            .filter(|s| state.serves(*s))
-            .collect();
+        let members: Vec<Session> =
+            config.in_state(MemberState::InSync).map(|m| m.session).filter(|s| state.serves(*s)).collect();
         if members.is_empty() {
             return Ok(None);
         }
@@ -259,14 +257,18 @@ impl Owner {
         Ok(())
     }
 
-    pub(crate) async fn block(&self, from: Session, object: &ObjectRef, index: u32) -> Result<Option<Vec<u8>>, IoFailure> {
+    pub(crate) async fn block(
+        &self,
+        from: Session,
+        object: &ObjectRef,
+        index: u32,
+    ) -> Result<Option<Vec<u8>>, IoFailure> {
         let state = self.current()?;
         let slot = SlotIndex(object.slot);
         let Some(config) = state.slot(self.copies, slot) else { return Ok(None) };
         let len = BLOCK_SIZE as u32;
         let request = ObjectRequest { offset: index * len, len, ..self.named(from, *object, config.version) };
-        let answer =
-            self.context.ask(from, op::READ, request.encode_to_vec().into(), Payload::empty()).await;
+        let answer = self.context.ask(from, op::READ, request.encode_to_vec().into(), Payload::empty()).await;
         let Ok((meta, payload)) = answer else { return Ok(None) };
         if payload.verify().is_err() {
             return Ok(None);

@@ -53,7 +53,8 @@ impl Tree {
         if pages.len() >= PAGES_MAX {
             // A page in use must stay: its object's turns and versions live in it.
             let idle = pages.iter().filter(|(_, p)| Arc::strong_count(p) == 1);
-            if let Some(oldest) = idle.min_by_key(|(_, p)| p.used.load(Ordering::Relaxed)).map(|(at, _)| *at) {
+            if let Some(oldest) = idle.min_by_key(|(_, p)| p.used.load(Ordering::Relaxed)).map(|(at, _)| *at)
+            {
                 pages.remove(&oldest);
             }
         }
@@ -118,8 +119,11 @@ impl Owner {
             tracing::error!(vdi = %self.vdi, level, number, %error, "the object map is damaged");
             IoFailure::Io
         })?;
-        let page =
-            Arc::new(Page { object: Arc::new(object), entries: Mutex::new(entries), used: AtomicU64::new(0) });
+        let page = Arc::new(Page {
+            object: Arc::new(object),
+            entries: Mutex::new(entries),
+            used: AtomicU64::new(0),
+        });
         self.tree.insert((level, number), page.clone());
         Ok(page)
     }
@@ -299,7 +303,7 @@ pub(crate) fn flatten(segments: &[Segment]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for segment in segments {
         match segment {
-            Segment::Data(data) => bytes.extend_from_slice(data),
+            Segment::Data { data, .. } => bytes.extend_from_slice(data),
             Segment::Hole(len) => bytes.resize(bytes.len() + *len as usize, 0),
         }
     }
