@@ -2,7 +2,8 @@
 //!
 //! openraft 0.9 cannot transfer leadership, but it can be led to it: the leader goes quiet, asks the voter
 //! that is furthest along to stand at once, and votes for it. With up to three voters those two are a
-//! majority. With more, the others refuse until the lease they believe in has run out, so the successor
+//! majority. (A leader younger than its lease still counts itself among those that must not vote, so it takes
+//! until then.) With more, the others refuse until the lease they believe in has run out, so the successor
 //! keeps standing until then: no quicker than a death, yet nothing in flight is lost.
 
 use std::time::Duration;

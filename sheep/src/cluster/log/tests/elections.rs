@@ -57,6 +57,7 @@ async fn a_voter_that_was_cut_off_does_not_topple_the_leader() {
 async fn a_leader_that_steps_down_is_succeeded_at_once() {
     let mut ring = Ring::founded(3).await;
     let old = ring.leader().await;
+    tokio::time::sleep(LEADER_LEASE).await;
     let started = Instant::now();
     ring.node(old).step_down().await;
     let took = started.elapsed();
