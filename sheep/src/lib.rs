@@ -4,6 +4,8 @@ pub mod cli;
 pub mod cluster;
 pub mod config;
 pub(crate) mod gateway;
+pub(crate) mod identity;
+pub(crate) mod membership;
 pub mod nbd;
 pub mod peer;
 pub mod placement;

@@ -270,7 +270,7 @@ pub struct RequestId {
     /// The gateway's node.
     #[prost(fixed64, tag = "1")]
     pub node: u64,
-    /// The gateway's start counter.
+    /// The start counter with which the gateway's process began.
     #[prost(uint64, tag = "2")]
     pub start: u64,
     /// The gateway's number of the request.
@@ -584,6 +584,9 @@ pub struct VdiIoRequest {
     /// VDI_ZERO: space may be given back.
     #[prost(bool, tag = "9")]
     pub punch: bool,
+    /// The gateway's session, under which the connection is known.
+    #[prost(message, required, tag = "10")]
+    pub gateway: SessionRef,
 }
 
 /// A client's connection as its owner knows it.
@@ -668,6 +671,9 @@ pub struct NodeInfo {
     /// Gateway only.
     #[prost(bool, tag = "7")]
     pub gateway: bool,
+    /// The start counter with which its process began.
+    #[prost(uint64, tag = "9")]
+    pub process: u64,
     /// The ring it belongs to, 16 bytes; empty before it belongs to one.
     #[prost(bytes = "vec", tag = "8")]
     pub cluster: Vec<u8>,

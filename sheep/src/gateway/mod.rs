@@ -118,7 +118,7 @@ impl Gateway {
             name: name.clone(),
             size: vdi.size,
             connection: Connection {
-                gateway: self.context.me.into(),
+                gateway: self.context.me().into(),
                 connection: self.connections.fetch_add(1, Ordering::Relaxed),
                 client: client.to_owned(),
                 attach_client: attach.map(|a| a.client.clone()).unwrap_or_default(),
@@ -171,7 +171,7 @@ impl Gateway {
             return if state.is_deleted(vdi) { Route::Gone } else { Route::Nobody };
         };
         match known.owner.session {
-            Some(s) if s == self.context.me => match self.owners.get(vdi) {
+            Some(s) if s == self.context.me() => match self.owners.get(vdi) {
                 Some(owner) => Route::Here(owner),
                 None => Route::Nobody,
             },
@@ -189,11 +189,11 @@ impl Gateway {
         if owned {
             return;
         }
-        if !state.is_live(self.context.me) {
+        if !state.is_live(self.context.me()) {
             self.context.view.change(LOOK_AGAIN).await;
             return;
         }
-        let entry = ClusterEntry::Acquire { vdi, session: self.context.me };
+        let entry = ClusterEntry::Acquire { vdi, session: self.context.me() };
         match self.context.log.propose(entry, LOG_PATIENCE).await {
             Ok((index, ClusterReply::Owner { .. })) => self.context.view.reaches(index).await,
             Ok((_, reply)) => {
@@ -290,20 +290,25 @@ impl Gateway {
         OpenRequest {
             vdi: vdi.0,
             generation: generation.0,
-            gateway: self.context.me.into(),
+            gateway: self.context.me().into(),
             ..OpenRequest::default()
         }
     }
 }
 
 impl Handle {
+    /// The connection under the present session.
+    fn connection(&self) -> Connection {
+        Connection { gateway: self.gateway.context.me().into(), ..self.connection.clone() }
+    }
+
     /// Makes the connection known to the VDI's owner, whoever that is.
     async fn introduce(&self) -> Result<(), IoError> {
         loop {
             match self.gateway.route(self.vdi) {
                 Route::Gone => return Err(IoError::Shutdown),
                 Route::Nobody => self.gateway.acquire(self.vdi).await,
-                Route::Here(owner) => match forward::open_here(&owner, self.connection.clone()).await {
+                Route::Here(owner) => match forward::open_here(&owner, self.connection()).await {
                     Ok(()) => return Ok(()),
                     Err(IoFailure::Fenced) => return Err(IoError::Fenced),
                     Err(_) => self.pause().await,
@@ -325,7 +330,7 @@ impl Handle {
             client: self.connection.client.clone(),
             attach_client: self.connection.attach_client.clone(),
             attach_generation: self.connection.attach_generation,
-            gateway: self.connection.gateway,
+            gateway: self.gateway.context.me().into(),
         };
         let meta = request.encode_to_vec().into();
         self.forwarded(session, op::OPEN, meta, Payload::empty()).await?;
@@ -359,8 +364,8 @@ impl Handle {
     pub(crate) async fn run(&self, io: Io) -> Result<Done, IoError> {
         let began = tokio::time::Instant::now();
         let number = self.gateway.begin_request(self.vdi);
-        let me = self.gateway.context.me;
-        let request = RequestId { node: me.node.0, start: me.start, number };
+        let me = self.gateway.context.me();
+        let request = RequestId { node: me.node.0, start: self.gateway.context.identity.process, number };
         let result = self.attempt_until_done(&io, request).await;
         self.gateway.end_request(self.vdi, number);
         let took = began.elapsed().as_millis() as u64;
@@ -390,11 +395,11 @@ impl Handle {
     }
 
     async fn run_here(&self, owner: &Arc<Owner>, io: &Io, request: RequestId) -> Result<Done, IoFailure> {
-        let me = self.gateway.context.me;
+        let me = self.gateway.context.me();
         let state = self.gateway.context.view.state();
         let fenced = |c: &Connection| forward::is_fenced(&state, self.vdi, c);
         let Some(begun) = owner.clients.begin(me, self.connection.connection, fenced) else {
-            forward::open_here(owner, self.connection.clone()).await?;
+            forward::open_here(owner, self.connection()).await?;
             return Err(IoFailure::NotOwner);
         };
         let _in_flight = begun?;
@@ -427,6 +432,7 @@ impl Handle {
             connection: self.connection.connection,
             request,
             answered: self.gateway.answered_below(self.vdi),
+            gateway: self.gateway.context.me().into(),
             ..VdiIoRequest::default()
         };
         let (op, payload) = match io {
@@ -479,7 +485,7 @@ impl Handle {
     /// The client has gone: its owner is told, but nobody waits for it.
     pub(crate) async fn close(&self) {
         let connection = self.connection.connection;
-        let me = self.gateway.context.me;
+        let me = self.gateway.context.me();
         if let Some(owner) = self.gateway.owners.all().into_iter().find(|o| o.vdi == self.vdi) {
             owner.clients.close(me, connection);
         }

@@ -17,7 +17,7 @@ impl Replica {
     /// Whether this node may serve as a source: in sync, and so far along in the log that all it takes from
     /// now on is sent to the asker too.
     fn check_source(&self, request: &CatchUpRequest) -> Result<(Copies, SlotIndex), Status> {
-        if request.to_start != self.me.start {
+        if request.to_start != self.me.session().start {
             return Err(Status::WrongSession);
         }
         let copies = Copies::new(request.copies.into()).map_err(|_| Status::Invalid)?;

@@ -37,6 +37,7 @@ struct Gateway {
 struct Table {
     connections: HashMap<(Session, u64), Connection>,
     in_flight: HashMap<(Session, u64), u32>,
+    /// By process: node and the start counter with which it began.
     gateways: HashMap<Session, Gateway>,
 }
 
@@ -47,7 +48,7 @@ pub(crate) struct Clients {
     ended: tokio::sync::Notify,
 }
 
-fn session(request: &RequestId) -> Session {
+fn process(request: &RequestId) -> Session {
     SessionRef { node: request.node, start: request.start }.into()
 }
 
@@ -82,13 +83,18 @@ impl Clients {
         self.table.lock().connections.remove(&(gateway, connection));
     }
 
-    /// Connections of gateways that are gone go with them.
-    pub(crate) fn retain_gateways(&self, alive: impl Fn(Session) -> bool) -> Vec<u64> {
+    /// Connections of sessions that are over go with them, and requests of processes that are gone. Returns
+    /// the numbers of those requests' writes.
+    pub(crate) fn retain_gateways(
+        &self,
+        alive: impl Fn(Session) -> bool,
+        may_return: impl Fn(Session) -> bool,
+    ) -> Vec<u64> {
         let mut table = self.table.lock();
         table.connections.retain(|(gateway, _), _| alive(*gateway));
         let mut freed = Vec::new();
         table.gateways.retain(|gateway, known| {
-            let keep = alive(*gateway);
+            let keep = may_return(*gateway);
             if !keep {
                 freed.extend(known.requests.values().flat_map(|r| r.numbers.iter().copied()));
             }
@@ -140,13 +146,13 @@ impl Clients {
 
     /// Whether a request came from another node's gateway.
     pub(crate) fn is_remote(&self, request: &RequestId, me: Session) -> bool {
-        session(request) != me
+        request.node != me.node.0
     }
 
     /// A request of another gateway arrives. `freed` gets the numbers of writes that cannot come again.
     pub(crate) fn arrive(&self, request: RequestId, answered: u64, freed: &mut Vec<u64>) -> Arrival {
         let mut table = self.table.lock();
-        let gateway = table.gateways.entry(session(&request)).or_default();
+        let gateway = table.gateways.entry(process(&request)).or_default();
         if answered > gateway.answered {
             gateway.answered = answered;
             let open = gateway.requests.split_off(&answered);
@@ -167,7 +173,7 @@ impl Clients {
     /// A request was not done and may be tried anew.
     pub(crate) fn withdraw(&self, request: RequestId) -> Vec<u64> {
         let mut table = self.table.lock();
-        let gateway = table.gateways.get_mut(&session(&request));
+        let gateway = table.gateways.get_mut(&process(&request));
         gateway.and_then(|g| g.requests.remove(&request.number)).map(|r| r.numbers).unwrap_or_default()
     }
 
@@ -175,7 +181,7 @@ impl Clients {
     pub(crate) fn keep_number(&self, request: RequestId, number: u64) -> bool {
         let mut table = self.table.lock();
         let known =
-            table.gateways.get_mut(&session(&request)).and_then(|g| g.requests.get_mut(&request.number));
+            table.gateways.get_mut(&process(&request)).and_then(|g| g.requests.get_mut(&request.number));
         match known {
             Some(known) => {
                 known.numbers.push(number);
@@ -187,7 +193,7 @@ impl Clients {
 
     /// Every request of a gateway below this number has been answered.
     pub(crate) fn answered(&self, request: &RequestId) -> u64 {
-        self.table.lock().gateways.get(&session(request)).map_or(0, |g| g.answered)
+        self.table.lock().gateways.get(&process(request)).map_or(0, |g| g.answered)
     }
 }
 
