@@ -9,6 +9,8 @@ pub(crate) mod membership;
 pub mod nbd;
 pub mod peer;
 pub mod placement;
+pub(crate) mod recovery;
 pub(crate) mod replica;
+pub(crate) mod service;
 pub mod store;
 pub(crate) mod vdi;

@@ -71,6 +71,8 @@ pub mod op {
     pub const INTRODUCE: u16 = 68;
     /// Ask a node what it is doing, for `dog`.
     pub const NODE_STATUS: u16 = 69;
+    /// Stop in order.
+    pub const SHUTDOWN: u16 = 70;
 }
 
 /// How a request ended. Zero is success.
