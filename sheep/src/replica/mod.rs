@@ -119,6 +119,11 @@ impl Replica {
         self.failed.subscribe()
     }
 
+    /// The disk is to be taken for failed.
+    pub(crate) fn fail(&self, why: String) {
+        self.failed.send_if_modified(|f| f.is_none() && f.replace(why).is_none());
+    }
+
     fn vdi(&self, id: VdiId) -> Arc<VdiGate> {
         self.vdis.lock().entry(id).or_default().clone()
     }
@@ -187,7 +192,7 @@ impl Replica {
         match status {
             Status::Io => {
                 tracing::error!(%error, "the disk failed");
-                self.failed.send_if_modified(|f| f.is_none() && f.replace(error.to_string()).is_none());
+                self.fail(error.to_string());
             }
             Status::Damaged => {
                 self.counters.damaged.fetch_add(1, Ordering::Relaxed);
