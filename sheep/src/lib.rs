@@ -1,5 +1,6 @@
 //! The sheepdog storage daemon.
 
+pub(crate) mod admin;
 pub mod cli;
 pub mod cluster;
 pub mod config;

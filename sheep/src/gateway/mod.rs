@@ -9,8 +9,8 @@ mod forward;
 mod query;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;

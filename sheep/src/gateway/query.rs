@@ -41,6 +41,35 @@ fn is_client(connection: &Connection, name: &str) -> bool {
 
 // ---- asking ----
 
+/// What is asked of an owner under whatever generation it turns out to have.
+#[derive(Clone, Copy)]
+enum Question {
+    Objects { from: u64, to: u64, count_pages: bool },
+    Check { phase: CheckPhase, from: u64, to: u64, repair: bool },
+}
+
+impl Question {
+    fn op(self) -> u16 {
+        match self {
+            Self::Objects { .. } => op::VDI_OBJECTS,
+            Self::Check { .. } => op::VDI_CHECK,
+        }
+    }
+
+    fn encode(self, vdi: VdiId, generation: Generation) -> Bytes {
+        let (vdi, generation) = (vdi.0, generation.0);
+        match self {
+            Self::Objects { from, to, count_pages } => {
+                VdiObjectsRequest { vdi, generation, from, to, count_pages }.encode_to_vec().into()
+            }
+            Self::Check { phase, from, to, repair } => {
+                let phase = phase.into();
+                VdiCheckRequest { vdi, generation, phase, from, to, repair }.encode_to_vec().into()
+            }
+        }
+    }
+}
+
 impl Handle {
     /// A part of the VDI's object map.
     pub(crate) async fn objects(
@@ -49,15 +78,8 @@ impl Handle {
         to: u64,
         count_pages: bool,
     ) -> Result<VdiObjectsReply, IoError> {
-        let ask = |generation: Generation| VdiObjectsRequest {
-            vdi: self.vdi.0,
-            generation: generation.0,
-            from,
-            to,
-            count_pages,
-        };
-        let here = async |owner: Arc<Owner>| objects(&owner, ask(owner.generation)).await;
-        self.ask_owner(op::VDI_OBJECTS, |generation| ask(generation).encode_to_vec(), here).await
+        let reply = self.ask_owner(Question::Objects { from, to, count_pages }).await?;
+        VdiObjectsReply::decode(reply).map_err(|_| IoError::Unsupported)
     }
 
     /// Checks a part of the VDI, and repairs it if asked to.
@@ -68,26 +90,13 @@ impl Handle {
         to: u64,
         repair: bool,
     ) -> Result<VdiCheckReply, IoError> {
-        let ask = |generation: Generation| VdiCheckRequest {
-            vdi: self.vdi.0,
-            generation: generation.0,
-            phase: phase.into(),
-            from,
-            to,
-            repair,
-        };
-        let here = async |owner: Arc<Owner>| check(&owner, ask(owner.generation)).await;
-        self.ask_owner(op::VDI_CHECK, |generation| ask(generation).encode_to_vec(), here).await
+        let reply = self.ask_owner(Question::Check { phase, from, to, repair }).await?;
+        VdiCheckReply::decode(reply).map_err(|_| IoError::Unsupported)
     }
 
     /// Asks whoever owns the VDI, until there is an answer; the caller sets the limit. Cancel-safe: nothing
     /// that is asked this way is left half done.
-    async fn ask_owner<R: Message + Default>(
-        &self,
-        op: u16,
-        meta: impl Fn(Generation) -> Vec<u8>,
-        here: impl AsyncFn(Arc<Owner>) -> Result<R, IoFailure>,
-    ) -> Result<R, IoError> {
+    async fn ask_owner(&self, question: Question) -> Result<Bytes, IoError> {
         loop {
             if self.revoked.load(Ordering::Acquire) {
                 return Err(IoError::Fenced);
@@ -98,11 +107,15 @@ impl Handle {
                     self.gateway.acquire(self.vdi).await;
                     continue;
                 }
-                Route::Here(owner) => here(owner).await,
+                Route::Here(owner) => {
+                    let meta = question.encode(self.vdi, owner.generation);
+                    let answer = answer_as_owner(&owner, question.op(), meta).await;
+                    answer.ok_or(IoError::Invalid)?
+                }
                 Route::There(session, generation) => {
-                    let asked = self.forwarded(session, op, meta(generation).into(), Payload::empty());
-                    match asked.await {
-                        Ok((meta, _)) => R::decode(meta).map_err(|_| IoFailure::NotOwner),
+                    let meta = question.encode(self.vdi, generation);
+                    match self.forwarded(session, question.op(), meta, Payload::empty()).await {
+                        Ok((meta, _)) => Ok(meta),
                         Err(Failure::Status(Status::Invalid)) => return Err(IoError::Unsupported),
                         Err(failure) => Err(super::failure_of(failure)),
                     }
@@ -154,7 +167,8 @@ impl Gateway {
     }
 
     fn clients(&self, ask: &ClientsRequest) -> ClientsReply {
-        let handles: Vec<Arc<Handle>> = self.handles.lock().values().filter_map(std::sync::Weak::upgrade).collect();
+        let handles: Vec<Arc<Handle>> =
+            self.handles.lock().values().filter_map(std::sync::Weak::upgrade).collect();
         let meant = |h: &&Arc<Handle>| {
             (ask.vdi == 0 || h.vdi.0 == ask.vdi)
                 && is_client(&h.connection, &ask.client)
@@ -179,34 +193,53 @@ impl Gateway {
 /// Serves the requests of this file. What is asked of an owner counts as long as it is the owner.
 pub(super) async fn serve(gateway: &Arc<Gateway>, op: u16, meta: Bytes) -> Answer {
     let invalid = |_: prost::DecodeError| refuse(Status::Invalid);
-    let failed = |failure| refuse(status_of(failure));
-    let reply: Vec<u8> = match op {
-        op::VDI_OBJECTS => {
-            let ask = VdiObjectsRequest::decode(meta).map_err(invalid)?;
-            let owner = owner_of(gateway, ask.vdi, ask.generation).await?;
-            objects(&owner, ask).await.map_err(failed)?.encode_to_vec()
-        }
-        op::VDI_CHECK => {
-            let ask = VdiCheckRequest::decode(meta).map_err(invalid)?;
-            let owner = owner_of(gateway, ask.vdi, ask.generation).await?;
-            check(&owner, ask).await.map_err(failed)?.encode_to_vec()
+    let reply: Bytes = match op {
+        op::VDI_OBJECTS | op::VDI_CHECK => {
+            let (vdi, generation) = match op {
+                op::VDI_OBJECTS => {
+                    let ask = VdiObjectsRequest::decode(meta.clone()).map_err(invalid)?;
+                    (ask.vdi, ask.generation)
+                }
+                _ => {
+                    let ask = VdiCheckRequest::decode(meta.clone()).map_err(invalid)?;
+                    (ask.vdi, ask.generation)
+                }
+            };
+            let owner = owner_of(gateway, vdi, generation).await?;
+            let answer = answer_as_owner(&owner, op, meta).await.ok_or(refuse(Status::Invalid))?;
+            answer.map_err(|failure| refuse(status_of(failure)))?
         }
         op::VDI_UNLOCK => {
             let ask = UnlockRequest::decode(meta).map_err(invalid)?;
             let owner = owner_of(gateway, ask.vdi, ask.generation).await?;
             let connections = unlock(&owner, &ask.client).await.ok_or(refuse(Status::Busy))?;
-            VdiInfoReply { connections, ..VdiInfoReply::default() }.encode_to_vec()
+            VdiInfoReply { connections, ..VdiInfoReply::default() }.encode_to_vec().into()
         }
         op::GATEWAY_CLIENTS => {
             let ask = ClientsRequest::decode(meta).map_err(invalid)?;
             if ask.to_start != gateway.context.me.start {
                 return Err(refuse(Status::WrongSession));
             }
-            gateway.clients(&ask).encode_to_vec()
+            gateway.clients(&ask).encode_to_vec().into()
         }
         _ => return Err(refuse(Status::Invalid)),
     };
-    Ok((reply.into(), Payload::empty()))
+    Ok((reply, Payload::empty()))
+}
+
+/// Answers what [`Question`] asks; `None` if it does not decode.
+async fn answer_as_owner(owner: &Arc<Owner>, op: u16, meta: Bytes) -> Option<Result<Bytes, IoFailure>> {
+    Some(match op {
+        op::VDI_OBJECTS => {
+            let ask = VdiObjectsRequest::decode(meta).ok()?;
+            objects(owner, ask).await.map(|reply| reply.encode_to_vec().into())
+        }
+        op::VDI_CHECK => {
+            let ask = VdiCheckRequest::decode(meta).ok()?;
+            check(owner, ask).await.map(|reply| reply.encode_to_vec().into())
+        }
+        _ => return None,
+    })
 }
 
 async fn unlock(owner: &Owner, client: &str) -> Option<Vec<Connection>> {
@@ -279,7 +312,11 @@ async fn check_batch(
 }
 
 /// What is wrong with an object, and what was put right of it.
-async fn check_object(owner: &Owner, object: ObjectRef, repair: bool) -> Result<Vec<CheckFinding>, IoFailure> {
+async fn check_object(
+    owner: &Owner,
+    object: ObjectRef,
+    repair: bool,
+) -> Result<Vec<CheckFinding>, IoFailure> {
     let before = owner.check_object(object, false).await?;
     let harmless = |f: &Finding| matches!(f, Finding::Degraded { .. } | Finding::Unreadable { .. });
     if !repair || before.iter().all(harmless) {

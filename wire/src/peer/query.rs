@@ -216,10 +216,7 @@ mod tests {
         assert_eq!(request.encode_to_vec(), [8, 7, 16, 3, 24, 5, 32, 0xac, 2, 40, 1]);
         let objects = vec![MappedObject { index: 6, creator: 7, birth: 1 }];
         let reply = VdiObjectsReply { objects, next: Some(9), pages: None };
-        assert_eq!(
-            reply.encode_to_vec(),
-            [10, 13, 8, 6, 16, 7, 25, 1, 0, 0, 0, 0, 0, 0, 0, 16, 9]
-        );
+        assert_eq!(reply.encode_to_vec(), [10, 13, 8, 6, 16, 7, 25, 1, 0, 0, 0, 0, 0, 0, 0, 16, 9]);
         let phase = CheckPhase::Orphans.into();
         let check = VdiCheckRequest { vdi: 7, generation: 3, phase, from: 0, to: 1, repair: true };
         assert_eq!(check.encode_to_vec(), [8, 7, 16, 3, 24, 2, 40, 1, 48, 1]);
