@@ -36,9 +36,36 @@ pub(crate) struct Identity {
     /// Mesh addresses of the ring's nodes when last seen, by id.
     #[serde(default)]
     pub(crate) peers: BTreeMap<String, String>,
-    /// The highest start counter seen of other nodes, by id.
+    /// The newest process seen of other nodes, by id.
     #[serde(default)]
-    pub(crate) seen: BTreeMap<String, u64>,
+    pub(crate) seen: BTreeMap<String, Seen>,
+}
+
+/// The newest process seen of another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Seen {
+    /// Its start counter.
+    start: u64,
+    /// What it drew, as 16 hexadecimal digits would say: here two halves, since TOML has no unsigned ones.
+    nonce: [u32; 2],
+    /// The start counter of the one before it.
+    before: u64,
+}
+
+impl Seen {
+    /// A process says that it is start `start`. Returns what to remember, and the highest start seen of any
+    /// other process of the node.
+    pub(crate) fn meet(self, start: u64, nonce: u64) -> (Self, u64) {
+        let halves = [(nonce >> 32) as u32, nonce as u32];
+        if self.nonce == halves && self.start == start {
+            return (self, self.before);
+        }
+        if start > self.start {
+            return (Self { start, nonce: halves, before: self.start }, self.start);
+        }
+        (self, self.start)
+    }
 }
 
 /// Why a directory cannot be used.
@@ -187,6 +214,18 @@ pub(crate) fn boot_id() -> Result<u128, IdentityError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_that_asks_twice_is_one_and_another_with_its_start_is_not() {
+        let (seen, before) = Seen::default().meet(1, 77);
+        assert_eq!(before, 0);
+        assert_eq!(seen.meet(1, 77), (seen, 0));
+        assert_eq!(seen.meet(1, 78), (seen, 1));
+        let (next, before) = seen.meet(3, 79);
+        assert_eq!(before, 1);
+        assert_eq!(next.meet(2, 80), (next, 3));
+        assert_eq!(next.meet(3, 79).1, 1);
+    }
 
     #[test]
     fn an_identity_stays_and_a_damaged_one_is_refused() {

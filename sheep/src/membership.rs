@@ -28,7 +28,6 @@ use wire::mesh::Introduction;
 use wire::mesh::introductions_client::IntroductionsClient;
 use wire::peer::{IntroduceMessage, NodeInfo, RenewRequest, Status, op};
 
-use crate::cluster::clock::Clock;
 use crate::cluster::entry::{ClusterEntry, NodeSpec, Refusal};
 use crate::cluster::leader::{JoinError, Leader, now_ms};
 use crate::cluster::log::ClusterLog;
@@ -66,6 +65,7 @@ pub(crate) struct Membership {
     known: Mutex<BTreeMap<NodeId, Known>>,
     seeds: Vec<Address>,
     local: bool,
+    nonce: u64,
     /// Why this node must not go on, once that is known.
     fatal: tokio::sync::watch::Sender<Option<String>>,
 }
@@ -102,6 +102,7 @@ impl Membership {
             known: Mutex::new(known),
             seeds,
             local,
+            nonce: rand::random(),
             fatal: tokio::sync::watch::channel(None).0,
         })
     }
@@ -122,7 +123,7 @@ impl Membership {
 
     fn info(&self) -> NodeInfo {
         let cluster = self.cluster().map(|c| c.0.to_be_bytes().to_vec()).unwrap_or_default();
-        NodeInfo { cluster, ..info_of(&self.spec()) }
+        NodeInfo { cluster, nonce: self.nonce, ..info_of(&self.spec()) }
     }
 
     /// The nodes known before there is a ring, this one included: those that were heard of lately.
@@ -155,13 +156,15 @@ impl Membership {
     ) -> IntroduceMessage {
         self.learn(message, from, peers);
         let them = Session::from(message.me.session);
-        let logged = state.node(them.node).map_or(0, |n| n.spec.session.start);
         let mut identity = self.identity.lock();
         let id = them.node.to_string();
-        let remembered = identity.identity.seen.get(&id).copied().unwrap_or(0);
-        let seen = logged.max(remembered);
-        if them.start > remembered
-            && let Err(error) = identity.update(|i| _ = i.seen.insert(id, them.start))
+        let remembered = identity.identity.seen.get(&id).copied().unwrap_or_default();
+        let (now, mut seen) = remembered.meet(them.start, message.me.nonce);
+        if let Some(logged) = state.node(them.node).filter(|n| n.spec.process != message.me.process) {
+            seen = seen.max(logged.spec.session.start);
+        }
+        if now != remembered
+            && let Err(error) = identity.update(|i| _ = i.seen.insert(id, now))
         {
             tracing::error!(%error, "a start counter could not be remembered");
         }
@@ -579,6 +582,7 @@ fn info_of(spec: &NodeSpec) -> NodeInfo {
         vnodes: spec.vnodes,
         gateway: spec.gateway,
         process: spec.process,
+        nonce: 0,
         cluster: Vec::new(),
     }
 }

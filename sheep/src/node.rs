@@ -243,9 +243,9 @@ impl Node {
             let listener = match mesh_listen {
                 None => None,
                 Some(address) => Some(
-                    Listener::start(&TcpNet, address, greeter, service.clone()).await.map_err(|source| {
-                        NodeError::Listen { what: "the mesh", address, source }
-                    })?,
+                    Listener::start(&TcpNet, address, greeter, service.clone())
+                        .await
+                        .map_err(|source| NodeError::Listen { what: "the mesh", address, source })?,
                 ),
             };
             if local || membership.identity().lock().identity.cluster.is_none() {
@@ -282,13 +282,8 @@ impl Node {
         let view = View::new(log.watch());
         let clock = Arc::new(RealClock);
         let lease = Arc::new(Lease::new(clock.clone()));
-        let leader = Leader::new(
-            me.session().node,
-            log.clone(),
-            view.clone(),
-            clock,
-            config.timing.dead_after,
-        );
+        let leader =
+            Leader::new(me.session().node, log.clone(), view.clone(), clock, config.timing.dead_after);
         let ring = Arc::new(Ring {
             log: log.clone(),
             view: view.clone(),
@@ -682,8 +677,7 @@ impl NodeHost {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         while tokio::time::Instant::now() < deadline {
             let state = self.context.view.state();
-            let live: Vec<NodeId> =
-                state.nodes().filter_map(|n| n.live_session()).map(|s| s.node).collect();
+            let live: Vec<NodeId> = state.nodes().filter_map(|n| n.live_session()).map(|s| s.node).collect();
             let have = futures::future::join_all(live.iter().map(|n| self.node_status(*n))).await;
             if have.iter().all(|s| s.as_ref().is_some_and(|s| s.applied >= index)) {
                 return;

@@ -7,7 +7,7 @@ use crate::config::LogConfig;
 
 /// Begins to log. Called once, by `main`.
 pub fn start(config: &LogConfig) {
-    // openraft reports at "info" what only its authors can use.
+    // openraft reports every attempt to reach a dead node as an error; the log says itself what matters.
     let level = match config.level {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",
@@ -15,7 +15,7 @@ pub fn start(config: &LogConfig) {
         LogLevel::Debug => "debug",
         LogLevel::Trace => "trace",
     };
-    let filter = EnvFilter::new(format!("{level},openraft=error,h2=warn,tonic=warn"));
+    let filter = EnvFilter::new(format!("{level},openraft=off,h2=warn,tonic=warn"));
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match config.format {
         LogFormat::Text => tracing::subscriber::set_global_default(subscriber.with_ansi(false).finish()),

@@ -23,13 +23,13 @@ pub(crate) struct Forwarded {
     tasks: TaskTracker,
 }
 
-type Answer = Result<(Bytes, Payload), (Status, Bytes)>;
+pub(super) type Answer = Result<(Bytes, Payload), (Status, Bytes)>;
 
 fn nothing() -> (Bytes, Payload) {
     (Bytes::new(), Payload::empty())
 }
 
-fn refuse(status: Status) -> (Status, Bytes) {
+pub(super) fn refuse(status: Status) -> (Status, Bytes) {
     (status, Bytes::new())
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn open_here(owner: &Owner, connection: Connection) -> Result<(
         let (client, generation) = (connection.attach_client.clone(), connection.attach_generation);
         owner.clients.idle(|c| c.attach_client == client && c.attach_generation < generation).await;
     }
-    owner.clients.open(connection);
+    owner.clients.open(connection)?;
     owner.current().map(drop)
 }
 
@@ -114,13 +114,20 @@ async fn handle(gateway: &Arc<Gateway>, from: NodeId, request: Request) -> Answe
                 }
             }
         }
+        op::VDI_OBJECTS | op::VDI_CHECK | op::VDI_UNLOCK | op::GATEWAY_CLIENTS => {
+            super::query::serve(gateway, request.op, request.meta).await
+        }
         _ => io(gateway, from, request).await,
     }
 }
 
 /// The owner on this node, under the generation that the asker means; waits a little for the log if that
 /// is newer than what is known here.
-async fn owner_of(gateway: &Arc<Gateway>, vdi: u64, generation: u64) -> Result<Arc<Owner>, (Status, Bytes)> {
+pub(super) async fn owner_of(
+    gateway: &Arc<Gateway>,
+    vdi: u64,
+    generation: u64,
+) -> Result<Arc<Owner>, (Status, Bytes)> {
     let (vdi, generation) = (VdiId(vdi), Generation(generation));
     for _ in 0..10 {
         if let Some(owner) = gateway.owners.get_generation(vdi, generation) {
@@ -209,7 +216,7 @@ async fn change(owner: &Owner, op: u16, message: &VdiIoRequest, payload: Payload
     }
 }
 
-fn status_of(failure: IoFailure) -> Status {
+pub(super) fn status_of(failure: IoFailure) -> Status {
     match failure {
         IoFailure::NotOwner => Status::NotOwner,
         IoFailure::Fenced => Status::Fenced,

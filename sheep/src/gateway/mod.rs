@@ -6,11 +6,12 @@
 
 mod export;
 mod forward;
+mod query;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -63,6 +64,8 @@ pub(crate) struct Gateway {
     /// Requests per VDI that have not been answered to their client, by number.
     open_requests: Mutex<HashMap<VdiId, BTreeSet<u64>>>,
     longest_ms: AtomicU64,
+    /// Open connections by number.
+    handles: Mutex<HashMap<u64, Weak<Handle>>>,
 }
 
 /// A client's connection to a VDI.
@@ -74,6 +77,15 @@ pub(crate) struct Handle {
     connection: Connection,
     /// The owner that has been told of this connection.
     known_to: Mutex<Option<(Session, Generation)>>,
+    /// The connection's right was withdrawn: an owner to come would not know.
+    revoked: AtomicBool,
+    opened_ms: u64,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.gateway.handles.lock().remove(&self.connection.connection);
+    }
 }
 
 enum Route {
@@ -92,6 +104,7 @@ impl Gateway {
             acquiring: Mutex::default(),
             open_requests: Mutex::default(),
             longest_ms: AtomicU64::new(0),
+            handles: Mutex::default(),
         })
     }
 
@@ -112,6 +125,7 @@ impl Gateway {
         let Some(vdi) = state.vdi_named(name) else {
             return Err(OpenError::NotFound(name.to_string()));
         };
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let handle = Arc::new(Handle {
             gateway: self.clone(),
             vdi: vdi.id,
@@ -119,13 +133,16 @@ impl Gateway {
             size: vdi.size,
             connection: Connection {
                 gateway: self.context.me().into(),
-                connection: self.connections.fetch_add(1, Ordering::Relaxed),
+                connection,
                 client: client.to_owned(),
                 attach_client: attach.map(|a| a.client.clone()).unwrap_or_default(),
                 attach_generation: attach.map(|a| a.generation).unwrap_or_default(),
             },
             known_to: Mutex::new(None),
+            revoked: AtomicBool::new(false),
+            opened_ms: now_ms(),
         });
+        self.handles.lock().insert(connection, Arc::downgrade(&handle));
         if let Some(attach) = attach {
             self.log_attach(vdi, attach).await?;
         }
@@ -375,6 +392,9 @@ impl Handle {
 
     async fn attempt_until_done(&self, io: &Io, request: RequestId) -> Result<Done, IoError> {
         loop {
+            if self.revoked.load(Ordering::Acquire) {
+                return Err(IoError::Fenced);
+            }
             let result = match self.gateway.route(self.vdi) {
                 Route::Gone => return Err(IoError::Shutdown),
                 Route::Nobody => {
@@ -387,7 +407,11 @@ impl Handle {
             match result {
                 Ok(done) => return Ok(done),
                 Err(IoFailure::NotOwner) => self.pause().await,
-                Err(IoFailure::Fenced) => return Err(IoError::Fenced),
+                Err(IoFailure::Fenced) => {
+                    // For good, whatever the next owner knows of it.
+                    self.revoked.store(true, Ordering::Release);
+                    return Err(IoError::Fenced);
+                }
                 Err(IoFailure::NoSpace) => return Err(IoError::NoSpace),
                 Err(IoFailure::Io) => return Err(IoError::Io),
             }
@@ -512,6 +536,11 @@ impl Handle {
 /// How many bytes of answer a request stands for in the budget.
 fn wire_read_max(op: u16) -> u64 {
     if op == op::VDI_READ { u64::from(crate::cluster::state::OBJECT_SIZE) * 8 } else { 0 }
+}
+
+/// The wall clock, for people.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 fn failure_of(failure: Failure) -> IoFailure {

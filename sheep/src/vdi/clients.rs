@@ -1,6 +1,6 @@
 //! Who has a VDI open, and which requests of other gateways may come again (rules 9 and 10). Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -37,6 +37,9 @@ struct Gateway {
 struct Table {
     connections: HashMap<(Session, u64), Connection>,
     in_flight: HashMap<(Session, u64), u32>,
+    /// Connections whose right was withdrawn: numbers are never used twice, so they stay here for as long as
+    /// their gateway lives.
+    revoked: HashSet<(Session, u64)>,
     /// By process: node and the start counter with which it began.
     gateways: HashMap<Session, Gateway>,
 }
@@ -72,10 +75,34 @@ impl Drop for InFlight<'_> {
 }
 
 impl Clients {
-    /// A connection opens, or makes itself known to a new owner.
-    pub(crate) fn open(&self, connection: Connection) {
+    /// A connection opens, or makes itself known to a new owner. Refused if its right was withdrawn.
+    pub(crate) fn open(&self, connection: Connection) -> Result<(), IoFailure> {
         let key = (connection.gateway.into(), connection.connection);
-        self.table.lock().connections.insert(key, connection);
+        let mut table = self.table.lock();
+        if table.revoked.contains(&key) {
+            return Err(IoFailure::Fenced);
+        }
+        table.connections.insert(key, connection);
+        Ok(())
+    }
+
+    /// Withdraws the right of connections, and returns them once nothing is under way on them. From the
+    /// first moment on no new request of theirs begins. Cancel-safe: what was withdrawn stays so.
+    pub(crate) async fn revoke(&self, which: impl Fn(&Connection) -> bool) -> Vec<Connection> {
+        let gone: HashMap<(Session, u64), Connection> = {
+            let mut table = self.table.lock();
+            let gone: HashMap<_, _> = table
+                .connections
+                .iter()
+                .filter(|(_, c)| which(c))
+                .map(|(key, connection)| (*key, connection.clone()))
+                .collect();
+            table.revoked.extend(gone.keys());
+            gone
+        };
+        self.idle(|c| gone.contains_key(&(c.gateway.into(), c.connection))).await;
+        self.table.lock().connections.retain(|key, _| !gone.contains_key(key));
+        gone.into_values().collect()
     }
 
     /// A connection has ended.
@@ -92,6 +119,7 @@ impl Clients {
     ) -> Vec<u64> {
         let mut table = self.table.lock();
         table.connections.retain(|(gateway, _), _| alive(*gateway));
+        table.revoked.retain(|(gateway, _)| alive(*gateway));
         let mut freed = Vec::new();
         table.gateways.retain(|gateway, known| {
             let keep = may_return(*gateway);
@@ -118,6 +146,9 @@ impl Clients {
         fenced: impl Fn(&Connection) -> bool,
     ) -> Option<Result<InFlight<'_>, IoFailure>> {
         let mut table = self.table.lock();
+        if table.revoked.contains(&(gateway, connection)) {
+            return Some(Err(IoFailure::Fenced));
+        }
         let known = table.connections.get(&(gateway, connection))?;
         if fenced(known) {
             return Some(Err(IoFailure::Fenced));
@@ -233,7 +264,7 @@ mod tests {
             attach_generation: 1,
             ..Connection::default()
         };
-        clients.open(connection);
+        clients.open(connection).expect("not withdrawn");
         let under_way = clients.begin(gateway, 3, |_| false).expect("known").expect("not fenced");
         assert!(clients.begin(gateway, 4, |_| false).is_none());
         let fenced = clients.begin(gateway, 3, |c| c.attach_generation < 2).expect("known");
@@ -242,5 +273,30 @@ mod tests {
         assert!((&mut idle).now_or_never().is_none());
         drop(under_way);
         idle.now_or_never().expect("nothing is under way");
+    }
+
+    #[tokio::test]
+    async fn a_withdrawn_connection_is_refused_for_good_and_another_one_is_not() {
+        use futures::FutureExt;
+        let clients = Clients::default();
+        let gateway = Session { node: wire::id::NodeId(1), start: 1 };
+        let connection = |number| Connection {
+            gateway: gateway.into(),
+            connection: number,
+            client: "c".into(),
+            ..Connection::default()
+        };
+        clients.open(connection(3)).expect("not withdrawn");
+        let under_way = clients.begin(gateway, 3, |_| false).expect("known").expect("not fenced");
+        let mut revoked = Box::pin(clients.revoke(|c| c.client == "c"));
+        assert!((&mut revoked).now_or_never().is_none(), "a request is under way");
+        assert!(matches!(clients.begin(gateway, 3, |_| false), Some(Err(IoFailure::Fenced))));
+        drop(under_way);
+        assert_eq!(revoked.now_or_never().expect("idle"), [connection(3)]);
+        assert_eq!(clients.open(connection(3)), Err(IoFailure::Fenced));
+        assert!(matches!(clients.begin(gateway, 3, |_| false), Some(Err(IoFailure::Fenced))));
+        clients.open(connection(4)).expect("a new connection");
+        clients.retain_gateways(|_| false);
+        clients.open(connection(3)).expect("forgotten with its gateway");
     }
 }

@@ -163,7 +163,7 @@ impl Owner {
     }
 
     /// Waits for the takeover to be done; an error if the VDI gets another owner first.
-    async fn served(&self) -> Result<(), IoFailure> {
+    pub(crate) async fn served(&self) -> Result<(), IoFailure> {
         let mut serving = self.serving.subscribe();
         loop {
             if *serving.borrow_and_update() {
@@ -283,7 +283,7 @@ impl Owner {
         Ok(())
     }
 
-    fn data_name(&self, index: u64, entry: Entry) -> ObjectRef {
+    pub(crate) fn data_name(&self, index: u64, entry: Entry) -> ObjectRef {
         self.object_name(Oid::data(entry.creator, index), entry.birth, OBJECT_SIZE)
     }
 
