@@ -214,8 +214,8 @@ impl Admin {
         while !writes.is_empty() {
             self.end_one(vdi, &mut writes).await?;
         }
-        let flush = FuturesUnordered::from_iter([self.begin(open, Io::Flush)]);
-        self.end_one(vdi, &mut { flush }).await?;
+        let mut flush = FuturesUnordered::from_iter([self.begin(open, Io::Flush)]);
+        self.end_one(vdi, &mut flush).await?;
         Ok(at - offset)
     }
 
