@@ -144,7 +144,7 @@ impl Admin {
             for segment in segments {
                 match segment {
                     Segment::Data { data, .. } => out.data(data).await?,
-                    Segment::Hole(len) => out.hole += u64::from(len),
+                    Segment::Hole(len) => out.hole += len,
                 }
             }
         }
