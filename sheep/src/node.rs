@@ -679,7 +679,8 @@ impl NodeHost {
             let state = self.context.view.state();
             let live: Vec<NodeId> = state.nodes().filter_map(|n| n.live_session()).map(|s| s.node).collect();
             let have = futures::future::join_all(live.iter().map(|n| self.node_status(*n))).await;
-            if have.iter().all(|s| s.as_ref().is_some_and(|s| s.applied >= index)) {
+            let all = have.iter().all(|s| s.as_ref().is_some_and(|s| s.applied >= index));
+            if all && self.view_is_fresh() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

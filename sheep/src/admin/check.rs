@@ -9,6 +9,7 @@ use super::redundancy::worse;
 use super::stream::{Ended, Sink};
 use super::{Admin, error};
 use crate::cluster::state::{OBJECT_SIZE, Vdi};
+use crate::nbd::IoError;
 
 /// How long one batch may take, which reads for half a second: longer than any failover.
 const BATCH_PATIENCE: Duration = Duration::from_secs(60);
@@ -159,9 +160,12 @@ impl Admin {
             let patience = if phase == CheckPhase::Orphans { ORPHANS_PATIENCE } else { BATCH_PATIENCE };
             let mut from = Some(0);
             while let Some(at) = from {
-                let batch = tokio::time::timeout(patience, open.check(phase, at, u64::MAX, repair));
-                let reply = match batch.await {
-                    Ok(reply) => reply.map_err(|e| error::io(vdi.name.as_str(), e))?,
+                // In a task of its own: a repair that was begun is not dropped half way.
+                let checked = open.clone();
+                let batch = self.tasks.spawn(async move { checked.check(phase, at, u64::MAX, repair).await });
+                let reply = match tokio::time::timeout(patience, batch).await {
+                    Ok(Ok(reply)) => reply.map_err(|e| error::io(vdi.name.as_str(), e))?,
+                    Ok(Err(_)) => return Err(error::io(vdi.name.as_str(), IoError::Shutdown).into()),
                     Err(_) => return Err(self.waits(vdi).await.into()),
                 };
                 for finding in tally.add(vdi.name.as_str(), &reply) {
@@ -173,6 +177,7 @@ impl Admin {
                 from = reply.next.filter(|next| *next > at);
             }
         }
+        open.close().await;
         Ok(())
     }
 }

@@ -111,10 +111,10 @@ impl Admin {
             vdis.sort_by(|a, b| a.name.cmp(&b.name));
             tally.expect(vdis.iter().map(|v| v.used_objects).sum());
             for vdi in vdis {
-                if self.gateway.context.view.state().is_deleted(vdi.id) {
-                    continue;
+                match self.check_vdi(sink, &vdi, false, &mut tally).await {
+                    Err(Ended::Failed(_)) if self.gateway.context.view.state().is_deleted(vdi.id) => {}
+                    ended => ended?,
                 }
-                self.check_vdi(sink, &vdi, false, &mut tally).await?;
             }
         } else {
             let progress = Progress::default();

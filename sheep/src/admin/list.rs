@@ -109,6 +109,7 @@ impl Admin {
             figures.degraded += degraded as u64;
             from = reply.next.filter(|next| *next > at);
         }
+        open.close().await;
         Ok(figures)
     }
 }

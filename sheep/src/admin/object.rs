@@ -105,6 +105,7 @@ impl Admin {
                 }
             }
         }
+        open.close().await;
         if !told {
             sink.send(ObjectReply { view: self.view(), objects: Vec::new() }).await?;
         }

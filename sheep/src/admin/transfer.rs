@@ -1,15 +1,18 @@
 //! Reading and writing a VDI's bytes through the admin API, for `dog vdi read` and `write`.
 //!
-//! A read skips what takes no space. A write runs in a task of its own: what has been begun runs to its end,
-//! whatever becomes of the call, and the answer comes after a flush.
+//! A read skips what takes no space. Requests to the owner run in tasks of their own: a slow client must not
+//! keep one half done, which would hold up others; and a write that was begun runs to its end, whatever
+//! becomes of the call. The answer to a write comes after a flush.
 
-use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::{FuturesOrdered, FuturesUnordered};
-use futures::{StreamExt, TryStreamExt};
+use tokio::task::{JoinError, JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming};
 use wire::admin::{
     AdminError, CHUNK_LEN_MAX, ErrorKind, ReadVdiReply, WriteVdiReply, WriteVdiRequest, read_vdi_reply,
@@ -107,13 +110,14 @@ impl Admin {
                 return Err(error::io(vdi.name.as_str(), IoError::Io).into());
             }
         }
+        open.close().await;
         out.end_hole().await
     }
 
     async fn read_run(
         &self,
         out: &mut Outgoing<'_>,
-        open: &OpenVdi,
+        open: &Arc<OpenVdi>,
         vdi: &Vdi,
         run: Range<u64>,
     ) -> Result<(), Ended> {
@@ -125,34 +129,48 @@ impl Admin {
             {
                 // At most a chunk's length.
                 let len = (chunk.end - chunk.start) as u32;
-                reads.push_back(self.run_in_time(open, vdi, Io::Read { offset: chunk.start, len }));
+                let read = self.begin(open, Io::Read { offset: chunk.start, len });
+                reads.push_back(AbortOnDropHandle::new(read));
             }
-            let Some(done) = reads.try_next().await? else { break };
-            let Done::Read(segments) = done else {
+            if reads.is_empty() {
+                break;
+            }
+            let Ok(done) = tokio::time::timeout(PATIENCE, reads.next()).await else {
+                return Err(self.waits(vdi).await.into());
+            };
+            let Done::Read(segments) = outcome(vdi, done)? else {
                 return Err(error::io(vdi.name.as_str(), IoError::Io).into());
             };
             for segment in segments {
                 match segment {
                     Segment::Data { data, .. } => out.data(data).await?,
-                    Segment::Hole(len) => out.hole += u64::from(len),
+                    Segment::Hole(len) => out.hole += len,
                 }
             }
         }
         Ok(())
     }
 
-    async fn run_in_time(&self, open: &OpenVdi, vdi: &Vdi, io: Io) -> Result<Done, AdminError> {
-        match tokio::time::timeout(PATIENCE, open.run(io)).await {
-            Ok(done) => done.map_err(|e| error::io(vdi.name.as_str(), e)),
+    /// Begins a request in a task that keeps the VDI open until it is done.
+    fn begin(&self, open: &Arc<OpenVdi>, io: Io) -> JoinHandle<Result<Done, IoError>> {
+        let open = open.clone();
+        self.tasks.spawn(async move { open.run(io).await })
+    }
+
+    async fn run_in_time(&self, open: &Arc<OpenVdi>, vdi: &Vdi, io: Io) -> Result<Done, AdminError> {
+        let done = AbortOnDropHandle::new(self.begin(open, io));
+        match tokio::time::timeout(PATIENCE, done).await {
+            Ok(done) => outcome(vdi, Some(done)),
             Err(_) => Err(self.waits(vdi).await),
         }
     }
 
-    /// Writes what a client sends, in a task that ends what it has begun.
+    /// Writes what a client sends, and flushes.
     pub(super) async fn write_vdi(
         &self,
         mut parts: Streaming<WriteVdiRequest>,
     ) -> Result<WriteVdiReply, AdminError> {
+        let _permit = self.stream_permit()?;
         let first = next_part(&mut parts).await?;
         let Some(write_vdi_request::Part::Start(start)) = first else {
             return Err(AdminError::new(ErrorKind::Invalid, "a write begins with its start message"));
@@ -161,69 +179,63 @@ impl Admin {
         if start.offset > vdi.size {
             return Err(error::beyond_end(vdi.name.as_str(), vdi.size));
         }
-        let permit = self.stream_permit()?;
         let open = self.open_vdi(&vdi.name).await?;
-        let admin = self.clone();
-        let task = self.tasks.spawn(async move {
-            let _permit = permit;
-            admin.write_parts(&open, &vdi, start.offset, parts).await
-        });
-        match task.await {
-            Ok(written) => written.map(|written| WriteVdiReply { written }),
-            Err(_) => Err(AdminError::new(ErrorKind::Unavailable, "this sheep is stopping")
-                .hint("ask another sheep; what was written before stays")),
-        }
+        let written = tokio::select! {
+            written = self.write_parts(&open, &vdi, start.offset, parts) => written?,
+            () = self.cancel.cancelled() => {
+                return Err(AdminError::new(ErrorKind::Unavailable, "this sheep is stopping")
+                    .hint("write again through another sheep; what was written before may stay"));
+            }
+        };
+        open.close().await;
+        Ok(WriteVdiReply { written })
     }
 
+    /// Cancel-safe: what was begun runs to its end in its task.
     async fn write_parts(
         &self,
-        open: &OpenVdi,
+        open: &Arc<OpenVdi>,
         vdi: &Vdi,
         offset: u64,
         mut parts: Streaming<WriteVdiRequest>,
     ) -> Result<u64, AdminError> {
         let mut at = offset;
         let mut writes = FuturesUnordered::new();
-        let failed = |e: IoError| error::io(vdi.name.as_str(), e);
-        let ended = loop {
-            let part = tokio::select! {
-                () = self.cancel.cancelled() => {
-                    break Err(AdminError::new(ErrorKind::Unavailable, "this sheep is stopping"));
-                }
-                part = next_part(&mut parts) => part,
-            };
-            let ios = match part.and_then(|part| requests(vdi, at, part)) {
-                Ok(Some((end, ios))) => {
-                    at = end;
-                    ios
-                }
-                Ok(None) => break Ok(at - offset),
-                Err(error) => break Err(error),
-            };
-            let mut failure = None;
+        while let Some(part) = next_part(&mut parts).await? {
+            let (end, ios) = requests(vdi, at, part)?;
             for io in ios {
-                writes.push(open.run(io));
-                if writes.len() >= IN_FLIGHT
-                    && let Some(Err(error)) = writes.next().await
-                {
-                    failure = Some(failed(error));
-                    break;
+                if writes.len() >= IN_FLIGHT {
+                    self.end_one(vdi, &mut writes).await?;
                 }
+                writes.push(self.begin(open, io));
             }
-            if let Some(failure) = failure {
-                break Err(failure);
-            }
-        };
-        // What was begun runs to its end, whatever else has failed.
-        let mut outcome = ended;
-        while let Some(done) = writes.next().await {
-            if let (Err(error), Ok(_)) = (done, &outcome) {
-                outcome = Err(failed(error));
-            }
+            at = end;
         }
-        let written = outcome?;
-        open.run(Io::Flush).await.map_err(failed)?;
-        Ok(written)
+        while !writes.is_empty() {
+            self.end_one(vdi, &mut writes).await?;
+        }
+        let mut flush = FuturesUnordered::from_iter([self.begin(open, Io::Flush)]);
+        self.end_one(vdi, &mut flush).await?;
+        Ok(at - offset)
+    }
+
+    /// Waits for one of the requests under way, but not for ever.
+    async fn end_one(&self, vdi: &Vdi, under_way: &mut Writes) -> Result<(), AdminError> {
+        match tokio::time::timeout(PATIENCE, under_way.next()).await {
+            Ok(done) => outcome(vdi, done).map(drop),
+            Err(_) => Err(self.waits(vdi).await),
+        }
+    }
+}
+
+type Writes = FuturesUnordered<JoinHandle<Result<Done, IoError>>>;
+
+/// What became of a request; its task only ends early with the process.
+fn outcome(vdi: &Vdi, done: Option<Result<Result<Done, IoError>, JoinError>>) -> Result<Done, AdminError> {
+    let failed = |e| error::io(vdi.name.as_str(), e);
+    match done {
+        Some(Ok(done)) => done.map_err(failed),
+        Some(Err(_)) | None => Err(failed(IoError::Shutdown)),
     }
 }
 
@@ -244,27 +256,22 @@ async fn next_part(
     }
 }
 
-/// Where a part ends, and the requests that it takes; `None` after the last part.
-fn requests(
-    vdi: &Vdi,
-    at: u64,
-    part: Option<write_vdi_request::Part>,
-) -> Result<Option<(u64, VecDeque<Io>)>, AdminError> {
+/// Where a part ends, and the requests that it takes.
+fn requests(vdi: &Vdi, at: u64, part: write_vdi_request::Part) -> Result<(u64, Vec<Io>), AdminError> {
     use write_vdi_request::Part;
     let within = |len: u64| {
         let end = at.checked_add(len).filter(|end| *end <= vdi.size);
         end.ok_or_else(|| error::beyond_end(vdi.name.as_str(), vdi.size))
     };
     match part {
-        None => Ok(None),
-        Some(Part::Start(_)) => {
+        Part::Start(_) => {
             Err(AdminError::new(ErrorKind::Invalid, "a write has one start message, at its beginning"))
         }
-        Some(Part::Data(data)) if data.len() > CHUNK_LEN_MAX => Err(AdminError::new(
+        Part::Data(data) if data.len() > CHUNK_LEN_MAX => Err(AdminError::new(
             ErrorKind::Invalid,
             format!("a part of {} bytes: at most {CHUNK_LEN_MAX} are taken", data.len()),
         )),
-        Some(Part::Data(data)) => {
+        Part::Data(data) => {
             let end = within(data.len() as u64)?;
             let mut rest = data;
             let ios = chunks(at..end).map(|chunk| {
@@ -273,12 +280,12 @@ fn requests(
                 Io::Write { offset: chunk.start, payload: Payload::new(chunk.start, piece), fua: false }
             });
             let ios = ios.collect();
-            Ok(Some((end, ios)))
+            Ok((end, ios))
         }
-        Some(Part::Hole(len)) => {
+        Part::Hole(len) => {
             let end = within(len)?;
             let zero = Io::Zero { offset: at, len, punch: true, fua: false };
-            Ok(Some((end, if len == 0 { VecDeque::new() } else { VecDeque::from([zero]) })))
+            Ok((end, if len == 0 { Vec::new() } else { vec![zero] }))
         }
     }
 }
@@ -309,7 +316,7 @@ mod tests {
     fn parts_become_requests_that_follow_each_other() {
         let vdi = vdi(8 << 20);
         let data = Part::Data(vec![1; CHUNK_LEN_MAX].into());
-        let (end, ios) = requests(&vdi, 10, Some(data)).expect("fits").expect("a part");
+        let (end, ios) = requests(&vdi, 10, data).expect("fits");
         assert_eq!(end, 10 + CHUNK);
         let offsets: Vec<(u64, usize)> = ios
             .iter()
@@ -319,15 +326,14 @@ mod tests {
             })
             .collect();
         assert_eq!(offsets, [(10, CHUNK_LEN_MAX - 10), (CHUNK, 10)]);
-        let (end, ios) = requests(&vdi, 10, Some(Part::Hole(5))).expect("fits").expect("a part");
+        let (end, ios) = requests(&vdi, 10, Part::Hole(5)).expect("fits");
         assert_eq!((end, ios.len()), (15, 1));
-        assert!(matches!(requests(&vdi, 10, None), Ok(None)));
     }
 
     #[test]
     fn parts_that_do_not_fit_are_refused() {
         let vdi = vdi(1 << 20);
-        let kind = |at, part| requests(&vdi, at, Some(part)).expect_err("does not fit").kind;
+        let kind = |at, part| requests(&vdi, at, part).expect_err("does not fit").kind;
         assert_eq!(kind(1 << 20, Part::Data(vec![0; 1].into())), ErrorKind::Invalid);
         assert_eq!(kind(0, Part::Data(vec![0; CHUNK_LEN_MAX + 1].into())), ErrorKind::Invalid);
         assert_eq!(kind(5, Part::Hole(u64::MAX)), ErrorKind::Invalid);

@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
@@ -19,16 +20,29 @@ use super::stream::Answers;
 use super::{Admin, error, request};
 use crate::cluster::state::Vdi;
 use crate::gateway::Handle;
+use crate::nbd::OpenError;
 
 /// The client's name of connections that the admin API opens.
 const CLIENT: &str = "dog";
 /// How long a VDI may take to open: longer than a failover.
 const OPEN_PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long an opening that nobody waits for any more goes on.
+const OPEN_MAX: Duration = Duration::from_secs(60);
+
 /// A VDI that the admin API has open; closed when this goes, whatever became of the call.
 pub(super) struct OpenVdi {
     handle: Arc<Handle>,
     tasks: TaskTracker,
+    closed: AtomicBool,
+}
+
+impl OpenVdi {
+    /// Closes it now, so that a call that follows the answer does not find it open.
+    pub(super) async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.handle.close().await;
+    }
 }
 
 impl Deref for OpenVdi {
@@ -41,22 +55,34 @@ impl Deref for OpenVdi {
 
 impl Drop for OpenVdi {
     fn drop(&mut self) {
-        let handle = self.handle.clone();
-        self.tasks.spawn(async move { handle.close().await });
+        if !*self.closed.get_mut() {
+            let handle = self.handle.clone();
+            self.tasks.spawn(async move { handle.close().await });
+        }
     }
 }
 
 impl Admin {
-    /// Opens a VDI for as long as the result lives.
-    pub(super) async fn open_vdi(&self, name: &VdiName) -> Result<OpenVdi, AdminError> {
-        let opening = self.gateway.open(name, CLIENT, None);
+    /// Opens a VDI for as long as the result lives. In a task of its own: an owner that has heard of the
+    /// connection must also hear of its end, even if the call is dropped in between.
+    pub(super) async fn open_vdi(&self, name: &VdiName) -> Result<Arc<OpenVdi>, AdminError> {
+        let late = || {
+            let why = format!("VDI {name} could not be opened in time: no sheep can become its owner");
+            AdminError::new(ErrorKind::Unavailable, why)
+                .hint("see `dog cluster info` for whether a majority of the voters is up")
+        };
+        let (gateway, tasks, cancel) = (self.gateway.clone(), self.tasks.clone(), self.cancel.clone());
+        let wanted = name.clone();
+        let opening = self.tasks.spawn(async move {
+            let opened = tokio::select! {
+                opened = tokio::time::timeout(OPEN_MAX, gateway.open(&wanted, CLIENT, None)) => opened.ok()?,
+                () = cancel.cancelled() => Err(OpenError::ShuttingDown),
+            };
+            Some(opened.map(|handle| Arc::new(OpenVdi { handle, tasks, closed: AtomicBool::new(false) })))
+        });
         match tokio::time::timeout(OPEN_PATIENCE, opening).await {
-            Ok(handle) => Ok(OpenVdi { handle: handle?, tasks: self.tasks.clone() }),
-            Err(_) => {
-                let why = format!("VDI {name} could not be opened in time: no sheep can become its owner");
-                Err(AdminError::new(ErrorKind::Unavailable, why)
-                    .hint("see `dog cluster info` for whether a majority of the voters is up"))
-            }
+            Ok(Ok(Some(opened))) => Ok(opened?),
+            Ok(Ok(None) | Err(_)) | Err(_) => Err(late()),
         }
     }
 

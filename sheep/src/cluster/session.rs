@@ -41,7 +41,7 @@ impl Lease {
 /// The session changes when the ring has evicted it and it joins anew; the process stays the same, and so
 /// do its clients' requests.
 #[derive(Debug)]
-pub struct Me {
+pub(crate) struct Me {
     node: NodeId,
     start: AtomicU64,
     /// The start counter with which the process began; names it in request ids.

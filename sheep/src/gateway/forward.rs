@@ -17,6 +17,9 @@ use crate::peer::{PeerInfo, Request, Responder};
 use crate::vdi::clients::Arrival;
 use crate::vdi::owner::{IoFailure, Owner};
 
+/// How long counting a VDI's objects may take; who asks waits 2 s.
+const COUNT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Serves requests that other gateways forward to owners on this node.
 pub(crate) struct Forwarded {
     gateway: Arc<Gateway>,
@@ -58,7 +61,11 @@ pub(super) async fn open_here(owner: &Owner, connection: Connection) -> Result<(
 
 /// What an owner knows of its VDI.
 pub(super) async fn info_of(owner: &Owner) -> VdiInfoReply {
-    let used_objects = if owner.is_serving() { owner.count_used().await.ok() } else { None };
+    // While copies are away the map cannot be read; who has the VDI open is known all the same.
+    let used_objects = match owner.is_serving() {
+        true => tokio::time::timeout(COUNT_PATIENCE, owner.count_used()).await.ok().and_then(Result::ok),
+        false => None,
+    };
     VdiInfoReply { used_objects, connections: owner.clients.connections(), waiting: owner.waits_for() }
 }
 

@@ -509,6 +509,7 @@ impl Handle {
     /// The client has gone: its owner is told, but nobody waits for it.
     pub(crate) async fn close(&self) {
         let connection = self.connection.connection;
+        self.gateway.handles.lock().remove(&connection);
         let me = self.gateway.context.me();
         if let Some(owner) = self.gateway.owners.all().into_iter().find(|o| o.vdi == self.vdi) {
             owner.clients.close(me, connection);

@@ -94,8 +94,8 @@ impl Handle {
         VdiCheckReply::decode(reply).map_err(|_| IoError::Unsupported)
     }
 
-    /// Asks whoever owns the VDI, until there is an answer; the caller sets the limit. Cancel-safe: nothing
-    /// that is asked this way is left half done.
+    /// Asks whoever owns the VDI, until there is an answer; the caller sets the limit. Not to be
+    /// dropped while it repairs: a copy may be half mended then.
     async fn ask_owner(&self, question: Question) -> Result<Bytes, IoError> {
         loop {
             if self.revoked.load(Ordering::Acquire) {

@@ -16,7 +16,7 @@ mod throttle;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -59,6 +59,7 @@ pub(crate) struct Recovery {
     pub(crate) progress: Progress,
     throttle: Throttle,
     failing: AtomicBool,
+    turns: AtomicUsize,
 }
 
 impl Recovery {
@@ -69,6 +70,7 @@ impl Recovery {
             progress: Progress::default(),
             throttle: Throttle::default(),
             failing: AtomicBool::new(false),
+            turns: AtomicUsize::new(0),
         })
     }
 

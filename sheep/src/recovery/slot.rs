@@ -51,7 +51,9 @@ impl Recovery {
             .map(|m| m.session)
             .filter(|s| *s != self.context.me() && applied.state.serves(*s))
             .collect();
-        let Some(source) = sources.get(slot.0 as usize % sources.len().max(1)).copied() else { return false };
+        // Another one each time: a source may be unable for reasons of its own.
+        let turn = slot.0 as usize + self.turns.fetch_add(1, Ordering::Relaxed);
+        let Some(source) = sources.get(turn % sources.len().max(1)).copied() else { return false };
         let pass = Pass { recovery: self, source, copies, slot, since, applied: applied.index };
         if pass.run(&applied.state).await.is_err() {
             return false;

@@ -1,15 +1,17 @@
 //! The source's side of catching up: what a slot holds, and copies of its objects; and settling patches.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use wire::frame::Payload;
-use wire::id::{SlotIndex, Version};
+use wire::id::{SlotIndex, VdiId, Version};
 use wire::peer::{CatchUpRequest, ListReply, Listed, PatchRequest, PullReply, Status};
 use wire::policy::Copies;
 
 use super::serve::unpack_blocks;
 use super::{Replica, Role, key_of, ref_of};
+use crate::cluster::state::ClusterState;
 use crate::store::{BlockCopy, BlockEntry, ObjectKey};
 
 /// Bytes of blocks in one answer to PULL; one lane stands still for as long as it takes to read them.
@@ -33,6 +35,16 @@ impl Replica {
         Ok((copies, slot))
     }
 
+    /// While an owner takes over, copies may still differ in what its predecessor left: nobody is to take
+    /// one for equal.
+    fn check_settled(&self, state: &ClusterState, vdi: VdiId) -> Result<(), Status> {
+        let Some(owner) = state.vdi(vdi).map(|v| v.owner).filter(|o| o.session.is_some()) else {
+            return Ok(());
+        };
+        let settled = self.vdi(vdi).settled.load(std::sync::atomic::Ordering::Acquire);
+        if settled < owner.generation.0 { Err(Status::Busy) } else { Ok(()) }
+    }
+
     /// The slot's objects with their versions, in order.
     pub(super) fn list_slot(&self, request: &CatchUpRequest, limit: usize) -> Result<ListReply, Status> {
         let (copies, slot) = self.check_source(request)?;
@@ -40,6 +52,9 @@ impl Replica {
         drop(self.slot_gate(slot).write());
         let mut listed = self.store.list_slot(copies, slot).map_err(|e| self.status(e))?;
         listed.sort_unstable_by_key(|o| (o.oid, o.birth));
+        let state = self.view.state();
+        let vdis: BTreeSet<VdiId> = listed.iter().map(|o| o.oid.creator()).collect();
+        vdis.iter().try_for_each(|vdi| self.check_settled(&state, *vdi))?;
         let after = request.after.map(|o| (o.oid(), o.birth()));
         let mut reply = ListReply::default();
         for stat in listed.into_iter().filter(|o| after.is_none_or(|a| (o.oid, o.birth) > a)) {
@@ -66,14 +81,7 @@ impl Replica {
             return Err(Status::Invalid);
         }
         let state = self.view.state();
-        // While an owner takes over, copies may still differ in what its predecessor left.
-        let vdi = key.oid.creator();
-        if let Some(owner) = state.vdi(vdi).map(|v| v.owner).filter(|o| o.session.is_some()) {
-            let settled = self.vdi(vdi).settled.load(std::sync::atomic::Ordering::Acquire);
-            if settled < owner.generation.0 {
-                return Err(Status::Busy);
-            }
-        }
+        self.check_settled(&state, key.oid.creator())?;
         let version = self.store.version(key).map_err(|e| self.status(e))?;
         if request.at_least.is_some_and(|v| version < Version::from(v)) {
             return Err(Status::Busy);

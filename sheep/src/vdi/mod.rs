@@ -20,7 +20,7 @@ mod map;
 mod object;
 pub(crate) mod owner;
 pub(crate) mod owners;
-pub mod span;
+pub(crate) mod span;
 mod stability;
 mod takeover;
 mod tree;

@@ -30,7 +30,8 @@ use super::span::{Span, spans};
 use super::stability::Stability;
 use super::tree::Tree;
 use crate::cluster::state::{ClusterState, OBJECT_SIZE};
-use crate::store::Segment;
+use crate::replica;
+use crate::store::{BlockEntry, Segment};
 
 /// Cells kept for objects that nobody uses at the moment; some 300 bytes each.
 const CELLS_MAX: usize = 32 << 10;
@@ -38,6 +39,8 @@ const CELLS_MAX: usize = 32 << 10;
 const PARALLEL: usize = 8;
 /// Objects whose blocks are looked into for one BLOCK_STATUS.
 const STATUS_OBJECTS_MAX: u64 = 64;
+/// Runs after which the answer ends with the object at hand.
+const STATUS_RUNS_ENOUGH: usize = 8;
 
 /// Why a request to an owner failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -101,6 +104,8 @@ pub(crate) struct Owner {
     admission: RwLock<()>,
     released: AtomicBool,
     serving: watch::Sender<bool>,
+    /// Who knows that this generation's takeover is done.
+    told: Mutex<HashSet<Session>>,
     damaged: Mutex<HashSet<ObjectRef>>,
 }
 
@@ -138,6 +143,7 @@ impl Owner {
             admission: RwLock::new(()),
             released: AtomicBool::new(false),
             serving: watch::channel(false).0,
+            told: Mutex::default(),
             damaged: Mutex::default(),
             context,
         })
@@ -156,6 +162,19 @@ impl Owner {
     /// The takeover is done: requests may go on.
     pub(crate) fn begin_serving(&self) {
         self.serving.send_replace(true);
+    }
+
+    /// Notes who has been told that the takeover is done.
+    pub(crate) fn note_told(&self, sessions: impl IntoIterator<Item = Session>) {
+        self.told.lock().extend(sessions);
+    }
+
+    /// Nodes that have come since the takeover and do not know that it is done. Others catch up from them
+    /// once they do.
+    pub(crate) fn untold(&self, state: &ClusterState) -> Vec<Session> {
+        let told = self.told.lock();
+        let holders = state.nodes().filter(|n| !n.spec.gateway).filter_map(|n| n.live_session());
+        holders.filter(|s| state.serves(*s) && !told.contains(s)).collect()
     }
 
     pub(crate) fn is_serving(&self) -> bool {
@@ -544,52 +563,60 @@ impl Owner {
         let there = self.allocated(first, last.min(first + (1 << 16))).await?;
         let end = end.min((first + (1 << 16)) * object);
         let mut runs: Vec<(u64, bool)> = Vec::new();
-        let mut push = |len: u64, hole: bool| match runs.last_mut() {
-            _ if len == 0 => {}
-            Some(last) if last.1 == hole => last.0 += len,
-            _ => runs.push((len, hole)),
-        };
         let mut at = offset;
         let mut looked = 0;
         for (index, entry) in there {
             let start = (index * object).max(offset);
             let stop = ((index + 1) * object).min(end);
-            push(start - at, true);
-            at = start;
-            if looked == STATUS_OBJECTS_MAX {
+            push_run(&mut runs, start - at, true);
+            // Clients ask again for the rest, and some for every run: looking further is work done twice.
+            if looked == STATUS_OBJECTS_MAX || runs.len() >= STATUS_RUNS_ENOUGH {
                 return Ok(runs);
             }
             looked += 1;
             for (from, to, hole) in self.holes(index, entry).await? {
                 let (from, to) = (from + index * object, to + index * object);
-                push(to.min(stop).saturating_sub(from.max(start)), hole);
+                push_run(&mut runs, to.min(stop).saturating_sub(from.max(start)), hole);
             }
             at = stop;
         }
-        push(end - at, true);
+        push_run(&mut runs, end - at, true);
         Ok(runs)
     }
 
     /// An object's runs of blocks: from, to, whether it is a hole.
     async fn holes(&self, index: u64, entry: Entry) -> Result<Vec<(u64, u64, bool)>, IoFailure> {
         let block = wire::checksum::BLOCK_SIZE as u64;
-        let name = self.data_name(index, entry);
-        let meta = |to: Session, config| {
-            let fence = wire::peer::Fence { to_start: to.start, ..self.fence(config) };
-            wire::peer::ObjectRequest { fence, object: name, offset: 0, len: 0 }.encode_to_vec().into()
-        };
-        let slot = wire::id::SlotIndex(name.slot);
-        let (meta, _) = self.ask_in_sync(slot, op::TABLE, meta).await?;
-        let reply = wire::peer::TableReply::decode(meta).map_err(|_| IoFailure::Io)?;
         let mut runs: Vec<(u64, u64, bool)> = Vec::new();
-        for (i, entry) in (0u64..).zip(reply.entries.chunks_exact(2)) {
-            let hole = !crate::store::BlockEntry { crc: entry[0], stamp: entry[1] }.is_present();
+        for (i, entry) in (0u64..).zip(self.table(self.data_name(index, entry)).await?) {
+            let hole = !entry.is_present();
             match runs.last_mut() {
                 Some(last) if last.2 == hole => last.1 += block,
                 _ => runs.push((i * block, (i + 1) * block, hole)),
             }
         }
         Ok(runs)
+    }
+
+    /// An object's block table, from this node's own copy if that is in sync.
+    async fn table(&self, name: ObjectRef) -> Result<Vec<BlockEntry>, IoFailure> {
+        let slot = wire::id::SlotIndex(name.slot);
+        let state = self.current()?;
+        let own = self.context.replica.as_ref();
+        if let Some(replica) = own.filter(|r| r.role(&state, self.copies, slot) == replica::Role::InSync)
+            && let Ok(key) = replica::key_of(&name)
+            && let Ok(table) = replica.store().table(&key)
+        {
+            return Ok(table);
+        }
+        let meta = |to: Session, config| {
+            let fence = wire::peer::Fence { to_start: to.start, ..self.fence(config) };
+            wire::peer::ObjectRequest { fence, object: name, offset: 0, len: 0 }.encode_to_vec().into()
+        };
+        let (meta, _) = self.ask_in_sync(slot, op::TABLE, meta).await?;
+        let reply = wire::peer::TableReply::decode(meta).map_err(|_| IoFailure::Io)?;
+        let entry = |e: &[u32]| BlockEntry { crc: e[0], stamp: e[1] };
+        Ok(reply.entries.chunks_exact(2).map(entry).collect())
     }
 
     /// Stops taking requests and waits for those under way, at most `patience`. `None` if they did not end.
@@ -633,6 +660,15 @@ impl Owner {
             // A page of the map: nothing of the VDI moves meanwhile.
             f().await
         }
+    }
+}
+
+/// Adds a run; two of a kind become one.
+fn push_run(runs: &mut Vec<(u64, bool)>, len: u64, hole: bool) {
+    match runs.last_mut() {
+        _ if len == 0 => {}
+        Some(last) if last.1 == hole => last.0 += len,
+        _ => runs.push((len, hole)),
     }
 }
 

@@ -83,6 +83,11 @@ impl Owners {
         while owner.current().is_ok() {
             tokio::time::sleep(HOUSEKEEPING).await;
             let Ok(state) = owner.current() else { break };
+            if !owner.untold(&state).is_empty()
+                && let Err(failure) = owner.tell_settled().await
+            {
+                tracing::debug!(vdi = %owner.vdi, %failure, "not everybody knows of the takeover");
+            }
             for number in owner.clients.retain_gateways(|s| state.is_live(s), |p| state.may_return(p)) {
                 owner.stability.end(number);
             }

@@ -4,18 +4,18 @@ use crate::cluster::state::OBJECT_SIZE;
 
 /// The part of a request that lies in one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
+pub(crate) struct Span {
     /// Which object.
-    pub index: u64,
+    pub(crate) index: u64,
     /// Where it begins in the object, in bytes.
-    pub offset: u32,
+    pub(crate) offset: u32,
     /// How long it is, in bytes; never 0.
-    pub len: u32,
+    pub(crate) len: u32,
 }
 
 impl Span {
     /// Whether it covers all that the object can hold of a VDI of `size` bytes.
-    pub fn covers_object(&self, size: u64) -> bool {
+    pub(crate) fn covers_object(&self, size: u64) -> bool {
         let object = u64::from(OBJECT_SIZE);
         let end = self.index * object + u64::from(self.offset) + u64::from(self.len);
         self.offset == 0 && (self.len == OBJECT_SIZE || end >= size)
@@ -23,7 +23,7 @@ impl Span {
 }
 
 /// Cuts `len` bytes at `offset` at object borders. The range must not wrap around.
-pub fn spans(offset: u64, len: u64) -> impl Iterator<Item = Span> {
+pub(crate) fn spans(offset: u64, len: u64) -> impl Iterator<Item = Span> {
     let object = u64::from(OBJECT_SIZE);
     let end = offset + len;
     let mut at = offset;

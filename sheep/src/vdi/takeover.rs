@@ -64,12 +64,25 @@ impl Owner {
                 .await?;
         }
         self.inherit(applied);
-        self.on_holders(op::SETTLED).await?;
+        self.tell_settled().await?;
         self.begin_serving();
         tracing::info!(
             vdi = %self.vdi, generation = %self.generation, objects = count,
             took_ms = began.elapsed().as_millis() as u64, "took a VDI over"
         );
+        Ok(())
+    }
+
+    /// Tells everybody who may hold a copy, and has not been told, that the takeover is done.
+    pub(crate) async fn tell_settled(&self) -> Result<(), IoFailure> {
+        let untold = self.untold(&*self.current()?);
+        for to in untold {
+            let fence = Fence { to_start: to.start, ..self.fence(0) };
+            let meta = VdiRequest { fence }.encode_to_vec().into();
+            if self.context.ask(to, op::SETTLED, meta, Payload::empty()).await.is_ok() {
+                self.note_told([to]);
+            }
+        }
         Ok(())
     }
 
