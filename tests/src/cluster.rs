@@ -110,6 +110,15 @@ impl Ring {
         index
     }
 
+    /// Starts all that do not run, at once: of a ring that is down each waits for a majority.
+    #[track_caller]
+    pub fn start_all(&mut self) {
+        self.sheep.iter_mut().filter(|sheep| !sheep.is_running()).for_each(Sheep::launch);
+        for sheep in &mut self.sheep {
+            sheep.wait_serving().unwrap_or_else(|refusal| panic!("sheep does not start: {refusal:?}"));
+        }
+    }
+
     /// How many there are, running or not.
     pub fn count(&self) -> usize {
         self.sheep.len()

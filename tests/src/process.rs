@@ -38,13 +38,23 @@ pub struct Sheep {
     out: PathBuf,
     log: PathBuf,
     child: Option<Child>,
+    /// How long its log was when it was started.
+    logged_before: usize,
 }
 
 impl Sheep {
     /// A sheep of which everything lies in `work`, under `name`; not started.
     pub fn new(work: &Path, name: &str, ports: Ports, options: Vec<String>) -> Self {
         let file = |suffix: &str| work.join(format!("{name}{suffix}"));
-        Self { dir: file(""), ports, options, out: file(".out"), log: file(".log"), child: None }
+        Self {
+            dir: file(""),
+            ports,
+            options,
+            out: file(".out"),
+            log: file(".log"),
+            child: None,
+            logged_before: 0,
+        }
     }
 
     /// Starts it and waits until it serves.
@@ -55,7 +65,13 @@ impl Sheep {
 
     /// Starts it and waits until it serves or ends.
     pub fn try_start(&mut self) -> Result<(), Refusal> {
-        let logged = self.launch();
+        self.launch();
+        self.wait_serving()
+    }
+
+    /// Waits until it serves or ends.
+    pub fn wait_serving(&mut self) -> Result<(), Refusal> {
+        let logged = self.logged_before;
         let deadline = Instant::now() + START_LIMIT;
         loop {
             let child = self.child.as_mut().expect("launched");
@@ -73,8 +89,8 @@ impl Sheep {
         }
     }
 
-    /// Starts it and waits for nothing; returns how long its log was.
-    pub fn launch(&mut self) -> usize {
+    /// Starts it and waits for nothing.
+    pub fn launch(&mut self) {
         assert!(self.child.is_none(), "it is running");
         let append = |path: &Path| OpenOptions::new().create(true).append(true).open(path);
         let log = append(&self.log).expect("log file");
@@ -90,7 +106,7 @@ impl Sheep {
             .spawn()
             .expect("sheep can be executed");
         self.child = Some(child);
-        usize::try_from(logged).unwrap_or(usize::MAX)
+        self.logged_before = usize::try_from(logged).unwrap_or(usize::MAX);
     }
 
     /// What it printed since its start.

@@ -280,9 +280,7 @@ fn a_ring_that_was_shut_down_comes_back_with_its_data() {
         assert!(status.success(), "sheep {index}: {status}");
     }
     ring_unreachable(&ring);
-    for index in 0..3 {
-        ring[index].start();
-    }
+    ring.start_all();
     ring.wait_full();
     assert_eq!(ring.digest(1, "vol"), before);
     ring.assert_same_everywhere("vol");

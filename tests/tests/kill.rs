@@ -102,9 +102,7 @@ fn the_whole_ring() {
         for index in 0..3 {
             ring[index].kill();
         }
-        for index in 0..3 {
-            ring[index].start();
-        }
+        ring.start_all();
         load.progress(100);
     }
     finish(&ring, load, "kill -9 the whole ring");
@@ -200,20 +198,21 @@ fn a_long_stop_is_a_death_and_the_stopped_sheep_does_no_harm_when_it_wakes() {
 #[test]
 fn a_kill_pauses_io_for_a_second_at_most_and_a_planned_stop_for_half() {
     let mut ring = Ring::alone(3);
-    ring.create("vol", "128M");
     let mut worst = [Duration::ZERO; 2];
     for round in 0..4 {
         let planned = round % 2 == 1;
+        let vdi = format!("vol{round}");
+        ring.create(&vdi, "128M");
         // The client is at a sheep that stays; the owner is one that goes.
         let victim = (0..3).find(|index| *index != ring.leader()).expect("of three two follow");
         let stays = (0..3).find(|index| *index != victim).expect("another");
-        let hold = ring.open(victim, "vol");
-        let mut load = Load::new("vol", vec![ring.nbd(stays)]);
+        let hold = ring.open(victim, &vdi);
+        let mut load = Load::new(&vdi, vec![ring.nbd(stays)]);
         load.workers = 2;
         load.depth = 1;
         let load = load.start();
         load.progress(100);
-        assert_eq!(ring.owner("vol"), Some(victim), "who opens first owns");
+        assert_eq!(ring.owner(&vdi), Some(victim), "who opens first owns");
         if planned {
             let (status, took) = ring[victim].terminate();
             assert!(status.success(), "{status}");
