@@ -26,7 +26,7 @@ check: ## formatting, lints, docs, dependency policy; changes nothing in the tre
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --profile quick -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked --profile quick
-	cargo deny --locked --offline --log-level error check bans licenses sources
+	cargo deny --locked --log-level error check bans licenses sources
 
 bench: setup ## speed against nbdkit and qemu-nbd, then the criterion benches (1 h)
 	@cargo build --workspace --bins --release
@@ -36,8 +36,8 @@ prove: setup ## the long proofs, in parts of at most an hour that need not be ru
 	@cargo build --workspace --bins --profile quick
 	@tests/prove "$(CARGO_TARGET_DIR)/quick"
 
-sim: setup ## whole rings in one process under seeded faults (SEED=, SEEDS=, see docs/)
-	@tests/sim
+sim: setup ## whole rings in one process under seeded faults (SEED=, SEEDS=)
+	cargo test --package tests --profile quick --test simulation -- --nocapture
 
 setup: ## installs what is missing (apt, rustup, cargo) and says what
 	@tests/setup

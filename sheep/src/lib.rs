@@ -1,12 +1,19 @@
 //! The sheepdog storage daemon.
 
+pub(crate) mod admin;
 pub mod cli;
 pub mod cluster;
 pub mod config;
 pub(crate) mod gateway;
+pub(crate) mod identity;
+pub(crate) mod membership;
 pub mod nbd;
+pub mod node;
 pub mod peer;
 pub mod placement;
+pub(crate) mod recovery;
 pub(crate) mod replica;
+pub(crate) mod service;
 pub mod store;
+pub mod telemetry;
 pub(crate) mod vdi;

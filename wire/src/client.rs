@@ -333,7 +333,7 @@ async fn open(address: &Address, limit: Duration) -> Result<Channel, ClientError
 fn fallbacks(nodes: &[admin::Node]) -> Vec<Address> {
     nodes
         .iter()
-        .filter(|node| !node.self_ && node.status() != NodeStatus::Down)
+        .filter(|node| !node.self_ && !matches!(node.status(), NodeStatus::Down | NodeStatus::Out))
         .filter_map(|node| Address::new(&node.host, u16::try_from(node.port).ok()?).ok())
         .take(OTHERS_MAX)
         .collect()

@@ -9,6 +9,7 @@
 //! | [`frame`] | what sheep send each other: header, message, payload |
 //! | [`hello`] | how a connection between sheep begins |
 //! | [`id`] | identifiers and their bit layouts |
+//! | [`mesh`] | introductions between sheep that know each other's admin address |
 //! | [`name`] | VDI names and export names: what is allowed in them |
 //! | [`peer`] | operations between sheep and their messages |
 //! | [`policy`] | how many copies an object has |
@@ -21,6 +22,7 @@ pub mod client;
 pub mod frame;
 pub mod hello;
 pub mod id;
+pub mod mesh;
 pub mod name;
 pub mod peer;
 pub mod policy;

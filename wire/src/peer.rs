@@ -7,6 +7,13 @@
 use crate::id::{Birth, Generation, NodeId, Oid, Session, SlotIndex, VdiId, Version};
 use crate::policy::Copies;
 
+mod query;
+
+pub use query::{
+    CheckFinding, CheckFindingKind, CheckPhase, ClientsReply, ClientsRequest, MappedObject, OpenConnection,
+    UnlockRequest, VdiCheckReply, VdiCheckRequest, VdiObjectsReply, VdiObjectsRequest,
+};
+
 /// Operations, by number. Replica class below 32, forward class from 32, control class from 64.
 pub mod op {
     /// Create an object, durably.
@@ -58,6 +65,14 @@ pub mod op {
     pub const VDI_INFO: u16 = 39;
     /// Ask the owner to give a VDI up that nobody has open.
     pub const RELEASE: u16 = 40;
+    /// Ask the owner for a part of the object map.
+    pub const VDI_OBJECTS: u16 = 41;
+    /// Let the owner check a part of the VDI.
+    pub const VDI_CHECK: u16 = 42;
+    /// Let the owner withdraw connections.
+    pub const VDI_UNLOCK: u16 = 43;
+    /// List, or withdraw, the connections that a gateway serves.
+    pub const GATEWAY_CLIENTS: u16 = 44;
 
     /// A message of the cluster log.
     pub const LOG: u16 = 64;
@@ -71,6 +86,8 @@ pub mod op {
     pub const INTRODUCE: u16 = 68;
     /// Ask a node what it is doing, for `dog`.
     pub const NODE_STATUS: u16 = 69;
+    /// Stop in order.
+    pub const SHUTDOWN: u16 = 70;
 }
 
 /// How a request ended. Zero is success.
@@ -270,7 +287,7 @@ pub struct RequestId {
     /// The gateway's node.
     #[prost(fixed64, tag = "1")]
     pub node: u64,
-    /// The gateway's start counter.
+    /// The start counter with which the gateway's process began.
     #[prost(uint64, tag = "2")]
     pub start: u64,
     /// The gateway's number of the request.
@@ -584,6 +601,9 @@ pub struct VdiIoRequest {
     /// VDI_ZERO: space may be given back.
     #[prost(bool, tag = "9")]
     pub punch: bool,
+    /// The gateway's session, under which the connection is known.
+    #[prost(message, required, tag = "10")]
+    pub gateway: SessionRef,
 }
 
 /// A client's connection as its owner knows it.
@@ -668,6 +688,12 @@ pub struct NodeInfo {
     /// Gateway only.
     #[prost(bool, tag = "7")]
     pub gateway: bool,
+    /// The start counter with which its process began.
+    #[prost(uint64, tag = "9")]
+    pub process: u64,
+    /// Drawn by its process, so that a question asked twice is known as one.
+    #[prost(fixed64, tag = "10")]
+    pub nonce: u64,
     /// The ring it belongs to, 16 bytes; empty before it belongs to one.
     #[prost(bytes = "vec", tag = "8")]
     pub cluster: Vec<u8>,
@@ -726,4 +752,22 @@ pub struct NodeStatusReply {
     /// The log index applied.
     #[prost(uint64, tag = "9")]
     pub applied: u64,
+    /// The program's version.
+    #[prost(string, tag = "10")]
+    pub version: String,
+    /// When the process started, milliseconds since 1970.
+    #[prost(uint64, tag = "11")]
+    pub started_ms: u64,
+    /// NBD listeners: `host:port` or `unix:path`.
+    #[prost(string, repeated, tag = "12")]
+    pub nbd: Vec<String>,
+    /// NBD connections that it serves.
+    #[prost(uint64, tag = "13")]
+    pub connections: u64,
+    /// Memory of the process.
+    #[prost(uint64, tag = "14")]
+    pub memory_bytes: u64,
+    /// Why recovery does not advance, if it does not; for people.
+    #[prost(string, tag = "15")]
+    pub waiting: String,
 }

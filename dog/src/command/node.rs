@@ -185,6 +185,8 @@ fn status(status: NodeStatus) -> &'static str {
         NodeStatus::Down => "down",
         NodeStatus::Draining => "draining",
         NodeStatus::Drained => "drained",
+        NodeStatus::Out => "out",
+        NodeStatus::DiskFailed => "disk failed",
     }
 }
 

@@ -13,6 +13,9 @@ use wire::policy::Copies;
 pub struct NodeSpec {
     /// Which start of which node.
     pub session: Session,
+    /// The start counter with which its process began: the process may outlive a session, and its clients'
+    /// requests with it.
+    pub process: u64,
     /// The machine's boot, so that a restart of the process can be told from a loss of memory.
     pub boot: u128,
     /// Where its admin API listens, `host:port`.

@@ -13,6 +13,7 @@
 pub mod clock;
 pub mod detector;
 pub mod entry;
+pub(crate) mod leader;
 pub mod lease;
 pub mod log;
 pub(crate) mod session;

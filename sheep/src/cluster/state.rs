@@ -200,6 +200,12 @@ impl ClusterState {
         self.node(session.node).and_then(Node::live_session) == Some(session)
     }
 
+    /// Whether a process, named by its node and first start, may still send requests again: it has not been
+    /// replaced by another one, though its session may be over.
+    pub fn may_return(&self, process: Session) -> bool {
+        self.node(process.node).is_some_and(|n| n.spec.process == process.start)
+    }
+
     /// All VDIs by id.
     pub fn vdis(&self) -> impl Iterator<Item = &Vdi> {
         self.vdis.values()

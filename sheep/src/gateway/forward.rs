@@ -8,7 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use tokio_util::task::TaskTracker;
 use wire::frame::Payload;
-use wire::id::{Generation, Session, VdiId};
+use wire::id::{Generation, NodeId, Session, VdiId};
 use wire::peer::{Connection, OpenRequest, Status, StatusReply, VdiInfoReply, VdiIoRequest, op};
 
 use super::Gateway;
@@ -23,13 +23,13 @@ pub(crate) struct Forwarded {
     tasks: TaskTracker,
 }
 
-type Answer = Result<(Bytes, Payload), (Status, Bytes)>;
+pub(super) type Answer = Result<(Bytes, Payload), (Status, Bytes)>;
 
 fn nothing() -> (Bytes, Payload) {
     (Bytes::new(), Payload::empty())
 }
 
-fn refuse(status: Status) -> (Status, Bytes) {
+pub(super) fn refuse(status: Status) -> (Status, Bytes) {
     (status, Bytes::new())
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn open_here(owner: &Owner, connection: Connection) -> Result<(
         let (client, generation) = (connection.attach_client.clone(), connection.attach_generation);
         owner.clients.idle(|c| c.attach_client == client && c.attach_generation < generation).await;
     }
-    owner.clients.open(connection);
+    owner.clients.open(connection)?;
     owner.current().map(drop)
 }
 
@@ -72,7 +72,7 @@ impl Forwarded {
     pub(crate) fn submit(&self, from: &Arc<PeerInfo>, request: Request, responder: Responder) {
         let (gateway, from) = (self.gateway.clone(), from.session);
         self.tasks.spawn(async move {
-            match handle(&gateway, from, request).await {
+            match handle(&gateway, from.node, request).await {
                 Ok((meta, payload)) => responder.send(Status::Ok as u16, meta, payload),
                 Err((status, meta)) => responder.send(status as u16, meta, Payload::empty()),
             }
@@ -80,15 +80,19 @@ impl Forwarded {
     }
 }
 
-async fn handle(gateway: &Arc<Gateway>, from: Session, request: Request) -> Answer {
+async fn handle(gateway: &Arc<Gateway>, from: NodeId, request: Request) -> Answer {
     match request.op {
         op::OPEN | op::CLOSE | op::RELEASE | op::VDI_INFO => {
             let message = OpenRequest::decode(request.meta).map_err(|_| refuse(Status::Invalid))?;
             let owner = owner_of(gateway, message.vdi, message.generation).await?;
+            let asker = Session::from(message.gateway);
+            if asker.node != from {
+                return Err(refuse(Status::Invalid));
+            }
             match request.op {
                 op::OPEN => {
                     let connection = Connection {
-                        gateway: from.into(),
+                        gateway: message.gateway,
                         connection: message.connection,
                         client: message.client,
                         attach_client: message.attach_client,
@@ -98,7 +102,7 @@ async fn handle(gateway: &Arc<Gateway>, from: Session, request: Request) -> Answ
                     Ok(nothing())
                 }
                 op::CLOSE => {
-                    owner.clients.close(from, message.connection);
+                    owner.clients.close(asker, message.connection);
                     Ok(nothing())
                 }
                 op::VDI_INFO => Ok((info_of(&owner).await.encode_to_vec().into(), Payload::empty())),
@@ -110,13 +114,20 @@ async fn handle(gateway: &Arc<Gateway>, from: Session, request: Request) -> Answ
                 }
             }
         }
+        op::VDI_OBJECTS | op::VDI_CHECK | op::VDI_UNLOCK | op::GATEWAY_CLIENTS => {
+            super::query::serve(gateway, request.op, request.meta).await
+        }
         _ => io(gateway, from, request).await,
     }
 }
 
 /// The owner on this node, under the generation that the asker means; waits a little for the log if that
 /// is newer than what is known here.
-async fn owner_of(gateway: &Arc<Gateway>, vdi: u64, generation: u64) -> Result<Arc<Owner>, (Status, Bytes)> {
+pub(super) async fn owner_of(
+    gateway: &Arc<Gateway>,
+    vdi: u64,
+    generation: u64,
+) -> Result<Arc<Owner>, (Status, Bytes)> {
     let (vdi, generation) = (VdiId(vdi), Generation(generation));
     for _ in 0..10 {
         if let Some(owner) = gateway.owners.get_generation(vdi, generation) {
@@ -131,19 +142,16 @@ async fn owner_of(gateway: &Arc<Gateway>, vdi: u64, generation: u64) -> Result<A
     Err(refuse(Status::NotOwner))
 }
 
-async fn io(gateway: &Arc<Gateway>, from: Session, request: Request) -> Answer {
+async fn io(gateway: &Arc<Gateway>, from: NodeId, request: Request) -> Answer {
     let message = VdiIoRequest::decode(request.meta).map_err(|_| refuse(Status::Invalid))?;
     let owner = owner_of(gateway, message.vdi, message.generation).await?;
     let end = message.offset.checked_add(message.len).filter(|end| *end <= owner.size);
-    if end.is_none()
-        || Session::from(wire::peer::SessionRef { node: message.request.node, start: message.request.start })
-            != from
-    {
+    if end.is_none() || message.request.node != from.0 || message.gateway.node != from.0 {
         return Err(refuse(Status::Invalid));
     }
     let state = gateway.context.view.state();
     let fenced = |c: &Connection| is_fenced(&state, owner.vdi, c);
-    let Some(begun) = owner.clients.begin(from, message.connection, fenced) else {
+    let Some(begun) = owner.clients.begin(message.gateway.into(), message.connection, fenced) else {
         return Err(refuse(Status::NotOwner));
     };
     let _in_flight = begun.map_err(|f| refuse(status_of(f)))?;
@@ -208,7 +216,7 @@ async fn change(owner: &Owner, op: u16, message: &VdiIoRequest, payload: Payload
     }
 }
 
-fn status_of(failure: IoFailure) -> Status {
+pub(super) fn status_of(failure: IoFailure) -> Status {
     match failure {
         IoFailure::NotOwner => Status::NotOwner,
         IoFailure::Fenced => Status::Fenced,

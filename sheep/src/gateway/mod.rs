@@ -6,11 +6,12 @@
 
 mod export;
 mod forward;
+mod query;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -63,6 +64,8 @@ pub(crate) struct Gateway {
     /// Requests per VDI that have not been answered to their client, by number.
     open_requests: Mutex<HashMap<VdiId, BTreeSet<u64>>>,
     longest_ms: AtomicU64,
+    /// Open connections by number.
+    handles: Mutex<HashMap<u64, Weak<Handle>>>,
 }
 
 /// A client's connection to a VDI.
@@ -74,6 +77,15 @@ pub(crate) struct Handle {
     connection: Connection,
     /// The owner that has been told of this connection.
     known_to: Mutex<Option<(Session, Generation)>>,
+    /// The connection's right was withdrawn: an owner to come would not know.
+    revoked: AtomicBool,
+    opened_ms: u64,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.gateway.handles.lock().remove(&self.connection.connection);
+    }
 }
 
 enum Route {
@@ -92,6 +104,7 @@ impl Gateway {
             acquiring: Mutex::default(),
             open_requests: Mutex::default(),
             longest_ms: AtomicU64::new(0),
+            handles: Mutex::default(),
         })
     }
 
@@ -112,20 +125,24 @@ impl Gateway {
         let Some(vdi) = state.vdi_named(name) else {
             return Err(OpenError::NotFound(name.to_string()));
         };
+        let connection = self.connections.fetch_add(1, Ordering::Relaxed);
         let handle = Arc::new(Handle {
             gateway: self.clone(),
             vdi: vdi.id,
             name: name.clone(),
             size: vdi.size,
             connection: Connection {
-                gateway: self.context.me.into(),
-                connection: self.connections.fetch_add(1, Ordering::Relaxed),
+                gateway: self.context.me().into(),
+                connection,
                 client: client.to_owned(),
                 attach_client: attach.map(|a| a.client.clone()).unwrap_or_default(),
                 attach_generation: attach.map(|a| a.generation).unwrap_or_default(),
             },
             known_to: Mutex::new(None),
+            revoked: AtomicBool::new(false),
+            opened_ms: now_ms(),
         });
+        self.handles.lock().insert(connection, Arc::downgrade(&handle));
         if let Some(attach) = attach {
             self.log_attach(vdi, attach).await?;
         }
@@ -171,7 +188,7 @@ impl Gateway {
             return if state.is_deleted(vdi) { Route::Gone } else { Route::Nobody };
         };
         match known.owner.session {
-            Some(s) if s == self.context.me => match self.owners.get(vdi) {
+            Some(s) if s == self.context.me() => match self.owners.get(vdi) {
                 Some(owner) => Route::Here(owner),
                 None => Route::Nobody,
             },
@@ -189,11 +206,11 @@ impl Gateway {
         if owned {
             return;
         }
-        if !state.is_live(self.context.me) {
+        if !state.is_live(self.context.me()) {
             self.context.view.change(LOOK_AGAIN).await;
             return;
         }
-        let entry = ClusterEntry::Acquire { vdi, session: self.context.me };
+        let entry = ClusterEntry::Acquire { vdi, session: self.context.me() };
         match self.context.log.propose(entry, LOG_PATIENCE).await {
             Ok((index, ClusterReply::Owner { .. })) => self.context.view.reaches(index).await,
             Ok((_, reply)) => {
@@ -290,20 +307,25 @@ impl Gateway {
         OpenRequest {
             vdi: vdi.0,
             generation: generation.0,
-            gateway: self.context.me.into(),
+            gateway: self.context.me().into(),
             ..OpenRequest::default()
         }
     }
 }
 
 impl Handle {
+    /// The connection under the present session.
+    fn connection(&self) -> Connection {
+        Connection { gateway: self.gateway.context.me().into(), ..self.connection.clone() }
+    }
+
     /// Makes the connection known to the VDI's owner, whoever that is.
     async fn introduce(&self) -> Result<(), IoError> {
         loop {
             match self.gateway.route(self.vdi) {
                 Route::Gone => return Err(IoError::Shutdown),
                 Route::Nobody => self.gateway.acquire(self.vdi).await,
-                Route::Here(owner) => match forward::open_here(&owner, self.connection.clone()).await {
+                Route::Here(owner) => match forward::open_here(&owner, self.connection()).await {
                     Ok(()) => return Ok(()),
                     Err(IoFailure::Fenced) => return Err(IoError::Fenced),
                     Err(_) => self.pause().await,
@@ -325,7 +347,7 @@ impl Handle {
             client: self.connection.client.clone(),
             attach_client: self.connection.attach_client.clone(),
             attach_generation: self.connection.attach_generation,
-            gateway: self.connection.gateway,
+            gateway: self.gateway.context.me().into(),
         };
         let meta = request.encode_to_vec().into();
         self.forwarded(session, op::OPEN, meta, Payload::empty()).await?;
@@ -359,8 +381,8 @@ impl Handle {
     pub(crate) async fn run(&self, io: Io) -> Result<Done, IoError> {
         let began = tokio::time::Instant::now();
         let number = self.gateway.begin_request(self.vdi);
-        let me = self.gateway.context.me;
-        let request = RequestId { node: me.node.0, start: me.start, number };
+        let me = self.gateway.context.me();
+        let request = RequestId { node: me.node.0, start: self.gateway.context.identity.process, number };
         let result = self.attempt_until_done(&io, request).await;
         self.gateway.end_request(self.vdi, number);
         let took = began.elapsed().as_millis() as u64;
@@ -370,6 +392,9 @@ impl Handle {
 
     async fn attempt_until_done(&self, io: &Io, request: RequestId) -> Result<Done, IoError> {
         loop {
+            if self.revoked.load(Ordering::Acquire) {
+                return Err(IoError::Fenced);
+            }
             let result = match self.gateway.route(self.vdi) {
                 Route::Gone => return Err(IoError::Shutdown),
                 Route::Nobody => {
@@ -382,7 +407,11 @@ impl Handle {
             match result {
                 Ok(done) => return Ok(done),
                 Err(IoFailure::NotOwner) => self.pause().await,
-                Err(IoFailure::Fenced) => return Err(IoError::Fenced),
+                Err(IoFailure::Fenced) => {
+                    // For good, whatever the next owner knows of it.
+                    self.revoked.store(true, Ordering::Release);
+                    return Err(IoError::Fenced);
+                }
                 Err(IoFailure::NoSpace) => return Err(IoError::NoSpace),
                 Err(IoFailure::Io) => return Err(IoError::Io),
             }
@@ -390,11 +419,11 @@ impl Handle {
     }
 
     async fn run_here(&self, owner: &Arc<Owner>, io: &Io, request: RequestId) -> Result<Done, IoFailure> {
-        let me = self.gateway.context.me;
+        let me = self.gateway.context.me();
         let state = self.gateway.context.view.state();
         let fenced = |c: &Connection| forward::is_fenced(&state, self.vdi, c);
         let Some(begun) = owner.clients.begin(me, self.connection.connection, fenced) else {
-            forward::open_here(owner, self.connection.clone()).await?;
+            forward::open_here(owner, self.connection()).await?;
             return Err(IoFailure::NotOwner);
         };
         let _in_flight = begun?;
@@ -427,6 +456,7 @@ impl Handle {
             connection: self.connection.connection,
             request,
             answered: self.gateway.answered_below(self.vdi),
+            gateway: self.gateway.context.me().into(),
             ..VdiIoRequest::default()
         };
         let (op, payload) = match io {
@@ -479,7 +509,7 @@ impl Handle {
     /// The client has gone: its owner is told, but nobody waits for it.
     pub(crate) async fn close(&self) {
         let connection = self.connection.connection;
-        let me = self.gateway.context.me;
+        let me = self.gateway.context.me();
         if let Some(owner) = self.gateway.owners.all().into_iter().find(|o| o.vdi == self.vdi) {
             owner.clients.close(me, connection);
         }
@@ -506,6 +536,11 @@ impl Handle {
 /// How many bytes of answer a request stands for in the budget.
 fn wire_read_max(op: u16) -> u64 {
     if op == op::VDI_READ { u64::from(crate::cluster::state::OBJECT_SIZE) * 8 } else { 0 }
+}
+
+/// The wall clock, for people.
+pub(crate) fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 fn failure_of(failure: Failure) -> IoFailure {

@@ -276,7 +276,7 @@ impl Server {
                 tracing::debug!(peer = %info.session, ?class, reason = %end, "peer connection closed");
             }
             End::Rejected(_) | End::Read(ReadError::Frame(_)) | End::NotARequest(_) => {
-                tracing::warn!(peer = %info.session, ?class, reason = %end, "peer connection closed");
+                tracing::debug!(peer = %info.session, ?class, reason = %end, "peer connection closed");
             }
         }
         self.service.closed(&info);

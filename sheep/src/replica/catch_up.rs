@@ -1,5 +1,7 @@
 //! The source's side of catching up: what a slot holds, and copies of its objects; and settling patches.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 use wire::frame::Payload;
 use wire::id::{SlotIndex, Version};
@@ -17,7 +19,7 @@ impl Replica {
     /// Whether this node may serve as a source: in sync, and so far along in the log that all it takes from
     /// now on is sent to the asker too.
     fn check_source(&self, request: &CatchUpRequest) -> Result<(Copies, SlotIndex), Status> {
-        if request.to_start != self.me.start {
+        if request.to_start != self.me.session().start {
             return Err(Status::WrongSession);
         }
         let copies = Copies::new(request.copies.into()).map_err(|_| Status::Invalid)?;
@@ -135,5 +137,40 @@ impl Replica {
             blocks.push(BlockCopy { index, entry, data });
         }
         self.store.patch(key, &blocks).map_err(|e| self.status(e))
+    }
+
+    /// Ends a pull in the object's lane: the copy has the source's `version`; writes that came meanwhile
+    /// are applied after it.
+    pub(crate) async fn finish_pull(
+        self: &Arc<Self>,
+        key: ObjectKey,
+        since: u64,
+        version: Version,
+    ) -> Result<(), Status> {
+        let (done, result) = tokio::sync::oneshot::channel();
+        let replica = self.clone();
+        self.lanes.submit(key, false, move || _ = done.send(replica.finish_pull_now(&key, since, version)));
+        result.await.unwrap_or(Err(Status::Stopping))
+    }
+
+    fn finish_pull_now(&self, key: &ObjectKey, since: u64, version: Version) -> Result<(), Status> {
+        self.store.set_version(key, version).map_err(|e| self.status(e))?;
+        self.store.clear_suspect(key);
+        let name = (key.oid, key.birth);
+        let kept = self.with_fill(key.copies, key.slot, since, |fill| fill.finish(name));
+        for write in kept.into_iter().flatten() {
+            let newest = Version::from(write.request.version);
+            if newest <= version {
+                continue;
+            }
+            if let Err(status) = self.apply(key, &write.request, write.data, write.crcs) {
+                self.with_fill(key.copies, key.slot, since, |fill| fill.gap(name, newest));
+                if !matches!(status, Status::Gap | Status::NotFound) {
+                    return Err(status);
+                }
+                break;
+            }
+        }
+        Ok(())
     }
 }

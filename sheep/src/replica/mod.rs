@@ -27,13 +27,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use wire::id::{Birth, Generation, Oid, Session, SlotIndex, VdiId, Version};
+use wire::id::{Birth, Generation, Oid, SlotIndex, VdiId, Version};
 use wire::peer::{
     Fence, ListReply, Listed, ObjectRef, SealReply, Status, TableReply, Unsettled, WriteKind, WriteReply,
     WriteRequest,
 };
 use wire::policy::Copies;
 
+use crate::cluster::session::Me;
 use crate::cluster::slots::MemberState;
 use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
@@ -82,7 +83,7 @@ struct VdiGate {
 
 /// A node's copies.
 pub(crate) struct Replica {
-    me: Session,
+    me: Arc<Me>,
     store: Arc<LocalStore>,
     view: View,
     lanes: Arc<Lanes>,
@@ -95,7 +96,7 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(me: Session, store: Arc<LocalStore>, view: View) -> Arc<Self> {
+    pub(crate) fn new(me: Arc<Me>, store: Arc<LocalStore>, view: View) -> Arc<Self> {
         Arc::new(Self {
             me,
             store,
@@ -113,13 +114,14 @@ impl Replica {
         &self.store
     }
 
-    pub(crate) fn me(&self) -> Session {
-        self.me
-    }
-
     /// Says when the disk has failed, and how.
     pub(crate) fn failure(&self) -> tokio::sync::watch::Receiver<Option<String>> {
         self.failed.subscribe()
+    }
+
+    /// The disk is to be taken for failed.
+    pub(crate) fn fail(&self, why: String) {
+        self.failed.send_if_modified(|f| f.is_none() && f.replace(why).is_none());
     }
 
     fn vdi(&self, id: VdiId) -> Arc<VdiGate> {
@@ -131,7 +133,7 @@ impl Replica {
     }
 
     pub(crate) fn role(&self, state: &ClusterState, copies: Copies, slot: SlotIndex) -> Role {
-        match state.slot(copies, slot).and_then(|c| c.member(self.me)) {
+        match state.slot(copies, slot).and_then(|c| c.member(self.me.session())) {
             Some(m) if m.state == MemberState::InSync => Role::InSync,
             Some(m) if m.state == MemberState::CatchingUp => Role::CatchingUp(m.since),
             _ => Role::None,
@@ -145,7 +147,7 @@ impl Replica {
         fence: &Fence,
         slot: Option<(Copies, SlotIndex)>,
     ) -> Result<Role, Status> {
-        if fence.to_start != self.me.start {
+        if fence.to_start != self.me.session().start {
             return Err(Status::WrongSession);
         }
         let vdi = fence.vdi();
@@ -190,7 +192,7 @@ impl Replica {
         match status {
             Status::Io => {
                 tracing::error!(%error, "the disk failed");
-                self.failed.send_if_modified(|f| f.is_none() && f.replace(error.to_string()).is_none());
+                self.fail(error.to_string());
             }
             Status::Damaged => {
                 self.counters.damaged.fetch_add(1, Ordering::Relaxed);

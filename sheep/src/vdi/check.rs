@@ -30,6 +30,8 @@ pub(crate) enum Finding {
     Orphan { object: ObjectRef, session: Session },
     /// Fewer copies than there should be are in sync.
     Degraded { object: ObjectRef, in_sync: usize },
+    /// A copy could not be read.
+    Unreadable { object: ObjectRef, session: Session },
 }
 
 impl Owner {
@@ -41,7 +43,7 @@ impl Owner {
     ) -> Result<Vec<Finding>, IoFailure> {
         self.with_object_alone(&object, async || {
             let mut findings = self.inspect(object).await?;
-            let bad = |f: &Finding| !matches!(f, Finding::Degraded { .. });
+            let bad = |f: &Finding| !matches!(f, Finding::Degraded { .. } | Finding::Unreadable { .. });
             if repair && findings.iter().any(bad) {
                 self.heal(object).await?;
                 findings = self.inspect(object).await?;
@@ -83,7 +85,7 @@ impl Owner {
                 Err(Failure::Status(Status::Damaged)) => {
                     findings.push(Finding::Damaged { object, session, blocks: 0 });
                 }
-                Err(_) => {}
+                Err(_) => findings.push(Finding::Unreadable { object, session }),
             }
         }
         if versions.len() > 1 {

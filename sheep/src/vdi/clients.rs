@@ -1,6 +1,6 @@
 //! Who has a VDI open, and which requests of other gateways may come again (rules 9 and 10). Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -37,6 +37,10 @@ struct Gateway {
 struct Table {
     connections: HashMap<(Session, u64), Connection>,
     in_flight: HashMap<(Session, u64), u32>,
+    /// Connections whose right was withdrawn: numbers are never used twice, so they stay here for as long as
+    /// their gateway lives.
+    revoked: HashSet<(Session, u64)>,
+    /// By process: node and the start counter with which it began.
     gateways: HashMap<Session, Gateway>,
 }
 
@@ -47,7 +51,7 @@ pub(crate) struct Clients {
     ended: tokio::sync::Notify,
 }
 
-fn session(request: &RequestId) -> Session {
+fn process(request: &RequestId) -> Session {
     SessionRef { node: request.node, start: request.start }.into()
 }
 
@@ -71,10 +75,34 @@ impl Drop for InFlight<'_> {
 }
 
 impl Clients {
-    /// A connection opens, or makes itself known to a new owner.
-    pub(crate) fn open(&self, connection: Connection) {
+    /// A connection opens, or makes itself known to a new owner. Refused if its right was withdrawn.
+    pub(crate) fn open(&self, connection: Connection) -> Result<(), IoFailure> {
         let key = (connection.gateway.into(), connection.connection);
-        self.table.lock().connections.insert(key, connection);
+        let mut table = self.table.lock();
+        if table.revoked.contains(&key) {
+            return Err(IoFailure::Fenced);
+        }
+        table.connections.insert(key, connection);
+        Ok(())
+    }
+
+    /// Withdraws the right of connections, and returns them once nothing is under way on them. From the
+    /// first moment on no new request of theirs begins. Cancel-safe: what was withdrawn stays so.
+    pub(crate) async fn revoke(&self, which: impl Fn(&Connection) -> bool) -> Vec<Connection> {
+        let gone: HashMap<(Session, u64), Connection> = {
+            let mut table = self.table.lock();
+            let gone: HashMap<_, _> = table
+                .connections
+                .iter()
+                .filter(|(_, c)| which(c))
+                .map(|(key, connection)| (*key, connection.clone()))
+                .collect();
+            table.revoked.extend(gone.keys());
+            gone
+        };
+        self.idle(|c| gone.contains_key(&(c.gateway.into(), c.connection))).await;
+        self.table.lock().connections.retain(|key, _| !gone.contains_key(key));
+        gone.into_values().collect()
     }
 
     /// A connection has ended.
@@ -82,13 +110,19 @@ impl Clients {
         self.table.lock().connections.remove(&(gateway, connection));
     }
 
-    /// Connections of gateways that are gone go with them.
-    pub(crate) fn retain_gateways(&self, alive: impl Fn(Session) -> bool) -> Vec<u64> {
+    /// Connections of sessions that are over go with them, and requests of processes that are gone. Returns
+    /// the numbers of those requests' writes.
+    pub(crate) fn retain_gateways(
+        &self,
+        alive: impl Fn(Session) -> bool,
+        may_return: impl Fn(Session) -> bool,
+    ) -> Vec<u64> {
         let mut table = self.table.lock();
         table.connections.retain(|(gateway, _), _| alive(*gateway));
+        table.revoked.retain(|(gateway, _)| alive(*gateway));
         let mut freed = Vec::new();
         table.gateways.retain(|gateway, known| {
-            let keep = alive(*gateway);
+            let keep = may_return(*gateway);
             if !keep {
                 freed.extend(known.requests.values().flat_map(|r| r.numbers.iter().copied()));
             }
@@ -112,6 +146,9 @@ impl Clients {
         fenced: impl Fn(&Connection) -> bool,
     ) -> Option<Result<InFlight<'_>, IoFailure>> {
         let mut table = self.table.lock();
+        if table.revoked.contains(&(gateway, connection)) {
+            return Some(Err(IoFailure::Fenced));
+        }
         let known = table.connections.get(&(gateway, connection))?;
         if fenced(known) {
             return Some(Err(IoFailure::Fenced));
@@ -140,13 +177,13 @@ impl Clients {
 
     /// Whether a request came from another node's gateway.
     pub(crate) fn is_remote(&self, request: &RequestId, me: Session) -> bool {
-        session(request) != me
+        request.node != me.node.0
     }
 
     /// A request of another gateway arrives. `freed` gets the numbers of writes that cannot come again.
     pub(crate) fn arrive(&self, request: RequestId, answered: u64, freed: &mut Vec<u64>) -> Arrival {
         let mut table = self.table.lock();
-        let gateway = table.gateways.entry(session(&request)).or_default();
+        let gateway = table.gateways.entry(process(&request)).or_default();
         if answered > gateway.answered {
             gateway.answered = answered;
             let open = gateway.requests.split_off(&answered);
@@ -167,7 +204,7 @@ impl Clients {
     /// A request was not done and may be tried anew.
     pub(crate) fn withdraw(&self, request: RequestId) -> Vec<u64> {
         let mut table = self.table.lock();
-        let gateway = table.gateways.get_mut(&session(&request));
+        let gateway = table.gateways.get_mut(&process(&request));
         gateway.and_then(|g| g.requests.remove(&request.number)).map(|r| r.numbers).unwrap_or_default()
     }
 
@@ -175,7 +212,7 @@ impl Clients {
     pub(crate) fn keep_number(&self, request: RequestId, number: u64) -> bool {
         let mut table = self.table.lock();
         let known =
-            table.gateways.get_mut(&session(&request)).and_then(|g| g.requests.get_mut(&request.number));
+            table.gateways.get_mut(&process(&request)).and_then(|g| g.requests.get_mut(&request.number));
         match known {
             Some(known) => {
                 known.numbers.push(number);
@@ -187,7 +224,7 @@ impl Clients {
 
     /// Every request of a gateway below this number has been answered.
     pub(crate) fn answered(&self, request: &RequestId) -> u64 {
-        self.table.lock().gateways.get(&session(request)).map_or(0, |g| g.answered)
+        self.table.lock().gateways.get(&process(request)).map_or(0, |g| g.answered)
     }
 }
 
@@ -227,7 +264,7 @@ mod tests {
             attach_generation: 1,
             ..Connection::default()
         };
-        clients.open(connection);
+        clients.open(connection).expect("not withdrawn");
         let under_way = clients.begin(gateway, 3, |_| false).expect("known").expect("not fenced");
         assert!(clients.begin(gateway, 4, |_| false).is_none());
         let fenced = clients.begin(gateway, 3, |c| c.attach_generation < 2).expect("known");
@@ -236,5 +273,30 @@ mod tests {
         assert!((&mut idle).now_or_never().is_none());
         drop(under_way);
         idle.now_or_never().expect("nothing is under way");
+    }
+
+    #[tokio::test]
+    async fn a_withdrawn_connection_is_refused_for_good_and_another_one_is_not() {
+        use futures::FutureExt;
+        let clients = Clients::default();
+        let gateway = Session { node: wire::id::NodeId(1), start: 1 };
+        let connection = |number| Connection {
+            gateway: gateway.into(),
+            connection: number,
+            client: "c".into(),
+            ..Connection::default()
+        };
+        clients.open(connection(3)).expect("not withdrawn");
+        let under_way = clients.begin(gateway, 3, |_| false).expect("known").expect("not fenced");
+        let mut revoked = Box::pin(clients.revoke(|c| c.client == "c"));
+        assert!((&mut revoked).now_or_never().is_none(), "a request is under way");
+        assert!(matches!(clients.begin(gateway, 3, |_| false), Some(Err(IoFailure::Fenced))));
+        drop(under_way);
+        assert_eq!(revoked.now_or_never().expect("idle"), [connection(3)]);
+        assert_eq!(clients.open(connection(3)), Err(IoFailure::Fenced));
+        assert!(matches!(clients.begin(gateway, 3, |_| false), Some(Err(IoFailure::Fenced))));
+        clients.open(connection(4)).expect("a new connection");
+        clients.retain_gateways(|_| false);
+        clients.open(connection(3)).expect("forgotten with its gateway");
     }
 }

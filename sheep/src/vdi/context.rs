@@ -13,7 +13,7 @@ use wire::id::Session;
 use wire::peer::{Status, WriteReply, WriteRequest, op};
 
 use crate::cluster::log::ClusterLog;
-use crate::cluster::session::Lease;
+use crate::cluster::session::{Lease, Me};
 use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
 use crate::peer::{Class, Peers, PendingReply};
@@ -35,7 +35,7 @@ pub(crate) enum Failure {
 
 /// The node as seen from the data path.
 pub(crate) struct Context {
-    pub(crate) me: Session,
+    pub(crate) identity: Arc<Me>,
     pub(crate) view: View,
     pub(crate) log: ClusterLog<ClusterState>,
     pub(crate) peers: Peers,
@@ -87,11 +87,16 @@ pub(crate) async fn answer(reply: PendingReply) -> Answer {
 }
 
 impl Context {
+    /// This node's present session.
+    pub(crate) fn me(&self) -> Session {
+        self.identity.session()
+    }
+
     /// Sends a write; to this node's own copy by a call. In the order of the calls for one object.
     pub(crate) fn send_write(&self, to: Session, request: &WriteRequest, payload: &Payload) -> Sent {
         let mut request = *request;
         request.fence.to_start = to.start;
-        if to != self.me {
+        if to != self.me() {
             let meta = request.encode_to_vec().into();
             return Sent::Remote(self.peers.start(to.node, Class::Replica, op::WRITE, meta, payload.clone()));
         }
@@ -113,7 +118,7 @@ impl Context {
         meta: Bytes,
         payload: Payload,
     ) -> BoxFuture<'static, Answer> {
-        if to != self.me {
+        if to != self.me() {
             return Box::pin(answer(self.peers.start(to.node, Class::Replica, op, meta, payload)));
         }
         let Some(replica) = self.replica.clone() else {

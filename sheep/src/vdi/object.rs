@@ -136,7 +136,7 @@ impl Owner {
                 .flat_map(|c| c.in_state(MemberState::InSync).map(|m| (m.session, c.version)))
                 .filter(|(s, _)| state.serves(*s))
                 .collect();
-            let own_first = |s: &Session| *s != self.context.me;
+            let own_first = |s: &Session| *s != self.context.me();
             let mut order = members.clone();
             order.sort_by_key(|(s, _)| own_first(s));
             for (to, config) in order {
@@ -387,7 +387,7 @@ impl Owner {
                 .slot(self.copies, object.slot)
                 .into_iter()
                 .flat_map(|c| c.in_state(MemberState::InSync).map(|m| (m.session, c.version)))
-                .filter(|(s, _)| *s != self.context.me && state.serves(*s))
+                .filter(|(s, _)| *s != self.context.me() && state.serves(*s))
                 .collect();
             let first = *attempts as usize;
             for i in 0..others.len() {

@@ -148,7 +148,7 @@ impl Owner {
         let state = self.context.view.state();
         let owner = state.vdi(self.vdi).map(|v| v.owner);
         match owner {
-            Some(o) if o.session == Some(self.context.me) && o.generation == self.generation => Ok(state),
+            Some(o) if o.session == Some(self.context.me()) && o.generation == self.generation => Ok(state),
             _ => Err(IoFailure::NotOwner),
         }
     }
@@ -163,7 +163,7 @@ impl Owner {
     }
 
     /// Waits for the takeover to be done; an error if the VDI gets another owner first.
-    async fn served(&self) -> Result<(), IoFailure> {
+    pub(crate) async fn served(&self) -> Result<(), IoFailure> {
         let mut serving = self.serving.subscribe();
         loop {
             if *serving.borrow_and_update() {
@@ -240,7 +240,7 @@ impl Owner {
 
     /// A write has come to its end at every member.
     pub(crate) fn finished(&self, number: u64, request: Option<RequestId>) {
-        match request.filter(|r| self.clients.is_remote(r, self.context.me)) {
+        match request.filter(|r| self.clients.is_remote(r, self.context.me())) {
             // The gateway may still send it again.
             Some(request) => {
                 if !self.clients.keep_number(request, number) {
@@ -283,7 +283,7 @@ impl Owner {
         Ok(())
     }
 
-    fn data_name(&self, index: u64, entry: Entry) -> ObjectRef {
+    pub(crate) fn data_name(&self, index: u64, entry: Entry) -> ObjectRef {
         self.object_name(Oid::data(entry.creator, index), entry.birth, OBJECT_SIZE)
     }
 

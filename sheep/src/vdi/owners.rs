@@ -44,7 +44,7 @@ impl Owners {
             return Some(owner.clone());
         }
         let state = self.context.view.state();
-        let known = state.vdi(vdi).filter(|v| v.owner.session == Some(self.context.me))?;
+        let known = state.vdi(vdi).filter(|v| v.owner.session == Some(self.context.me()))?;
         let owner = Owner::new(self.context.clone(), known);
         owners.insert(vdi, owner.clone());
         drop(owners);
@@ -83,12 +83,12 @@ impl Owners {
         while owner.current().is_ok() {
             tokio::time::sleep(HOUSEKEEPING).await;
             let Ok(state) = owner.current() else { break };
-            for number in owner.clients.retain_gateways(|s| state.is_live(s)) {
+            for number in owner.clients.retain_gateways(|s| state.is_live(s), |p| state.may_return(p)) {
                 owner.stability.end(number);
             }
             owner.forget_inherited(|id| {
-                let gateway = wire::peer::SessionRef { node: id.node, start: id.start }.into();
-                !state.is_live(gateway) || id.number < owner.clients.answered(id)
+                let process = wire::peer::SessionRef { node: id.node, start: id.start }.into();
+                !state.may_return(process) || id.number < owner.clients.answered(id)
             });
             if owner.has_doomed()
                 && let Err(failure) = owner.flush().await
@@ -109,7 +109,7 @@ impl Owners {
                 break;
             }
             // The last client here has gone and others are elsewhere: the VDI follows them.
-            let here = connections.iter().any(|c| Session::from(c.gateway) == self.context.me);
+            let here = connections.iter().any(|c| Session::from(c.gateway) == self.context.me());
             let first = connections.iter().map(|c| Session::from(c.gateway)).min();
             elsewhere_since = first.filter(|_| !here).map(|to| elsewhere_since.unwrap_or((now, to)));
             if let Some((since, to)) = elsewhere_since
@@ -161,7 +161,7 @@ impl Owners {
                 .connections()
                 .iter()
                 .map(|c| Session::from(c.gateway))
-                .filter(|s| *s != self.context.me)
+                .filter(|s| *s != self.context.me())
                 .min();
             if !self.release_now(&owner, to).await {
                 tracing::warn!(vdi = %owner.vdi, "a VDI was not released in order; its next owner settles it");

@@ -224,6 +224,33 @@ impl Owner {
         Ok(found)
     }
 
+    /// Like [`Owner::allocated`], but stops after a page's worth of objects or `LEAVES` pages; also returns
+    /// where to go on, if that is before `to`.
+    pub(crate) async fn allocated_some(
+        &self,
+        from: u64,
+        to: u64,
+    ) -> Result<(Vec<(u64, Entry)>, Option<u64>), IoFailure> {
+        const LEAVES: usize = 64;
+        let to = to.min(self.object_count);
+        let mut found = Vec::new();
+        let mut index = from;
+        for _ in 0..LEAVES {
+            if index >= to || found.len() as u64 >= FANOUT {
+                break;
+            }
+            let (number, _) = map::place(index);
+            let end = ((number + 1) * FANOUT).min(to);
+            if self.page(0, number).await?.is_some() {
+                found.extend(self.allocated(index, end).await?);
+                index = end;
+            } else {
+                index = self.next_allocated_page(number + 1).await?.map_or(to, |n| n * FANOUT);
+            }
+        }
+        Ok((found, (index < to).then_some(index)))
+    }
+
     /// The first leaf from `number` on that may exist: whole missing branches are skipped.
     async fn next_allocated_page(&self, number: u64) -> Result<Option<u64>, IoFailure> {
         let leaves = self.object_count.div_ceil(FANOUT);

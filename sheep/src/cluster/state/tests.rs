@@ -15,6 +15,7 @@ fn session(node: u64, start: u64) -> Session {
 fn spec(node: u64, start: u64, boot: u128) -> NodeSpec {
     NodeSpec {
         session: session(node, start),
+        process: start,
         boot,
         admin: format!("127.0.0.1:{}", 7000 + 10 * node),
         mesh: format!("127.0.0.1:{}", 7001 + 10 * node),

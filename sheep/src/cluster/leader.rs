@@ -1,0 +1,286 @@
+//! What the cluster log's leader does besides ordering entries: grants leases, takes out the dead, lets
+//! nodes in, keeps the voters spread over zones.
+//!
+//! Every node runs this; it acts only while its node leads. What it knows of the others is made anew for
+//! every term (rule 8).
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wire::id::{NodeId, Session};
+
+use super::clock::Clock;
+use super::detector::{Detector, Probe, Verdict};
+use super::entry::{ClusterEntry, ClusterReply, NodeSpec, Refusal};
+use super::lease::Grants;
+use super::log::{ClusterLog, Role};
+use super::state::{ClusterState, Node, NodeStatus};
+use super::view::View;
+
+/// How often the leader looks at everybody.
+const JUDGE_EVERY: Duration = Duration::from_millis(20);
+/// How often it looks at voters and at nodes that have been away for long.
+const TIDY_EVERY: Duration = Duration::from_millis(250);
+/// How long a probe may take.
+const PROBE_PATIENCE: Duration = Duration::from_millis(300);
+/// How long to wait for the log.
+const LOG_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a dead node's place is kept before others take it over. Restarts and reboots are shorter.
+pub(crate) const OUT_AFTER: Duration = Duration::from_secs(30);
+/// The most voters; more would make every entry slower and survive no likelier loss.
+const VOTERS_MAX: usize = 5;
+
+/// What the leader knows in its term.
+struct Term {
+    term: u64,
+    grants: Grants,
+    detector: Detector,
+}
+
+/// The leader's part of a node.
+pub(crate) struct Leader {
+    me: NodeId,
+    log: ClusterLog<ClusterState>,
+    view: View,
+    clock: Arc<dyn Clock>,
+    dead_after: Duration,
+    term: Mutex<Option<Term>>,
+    news: Notify,
+}
+
+/// Why a node was not let in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum JoinError {
+    /// Somebody else leads, or nobody.
+    #[error("not the leader")]
+    NotLeader,
+    /// Its last session may still be alive.
+    #[error("the node's last session may still be alive")]
+    StillAlive,
+    /// The log refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The log did not answer.
+    #[error("{0}")]
+    Log(String),
+}
+
+impl Leader {
+    pub(crate) fn new(
+        me: NodeId,
+        log: ClusterLog<ClusterState>,
+        view: View,
+        clock: Arc<dyn Clock>,
+        dead_after: Duration,
+    ) -> Arc<Self> {
+        Arc::new(Self { me, log, view, clock, dead_after, term: Mutex::new(None), news: Notify::new() })
+    }
+
+    /// Runs `f` on this term's knowledge, if this node leads.
+    fn with_term<T>(&self, f: impl FnOnce(&mut Term, Duration) -> T) -> Option<T> {
+        let metrics = self.log.metrics();
+        let mut term = self.term.lock();
+        if metrics.role != Role::Leader {
+            *term = None;
+            return None;
+        }
+        let now = self.clock.now();
+        if term.as_ref().is_none_or(|t| t.term != metrics.term) {
+            let mut detector = Detector::new(self.me, self.dead_after, now);
+            detector.set_members(live_sessions(&self.view.state()), now);
+            *term =
+                Some(Term { term: metrics.term, grants: Grants::new(now, metrics.silent_before), detector });
+        }
+        term.as_mut().map(|t| f(t, now))
+    }
+
+    /// A session asks to renew its lease. Whether it got it.
+    pub(crate) fn renew(&self, session: Session) -> bool {
+        if !self.view.state().is_live(session) {
+            return false;
+        }
+        // The majority's confirmation must be newer than the question.
+        let confirmed = self.log.metrics().quorum_acked_at;
+        self.with_term(|term, now| {
+            term.detector.renewed(session, now);
+            term.grants.renew(session, confirmed, now).is_ok()
+        })
+        .unwrap_or(false)
+    }
+
+    /// A connection to a node broke, here or at a peer.
+    pub(crate) fn suspect(&self, node: NodeId) {
+        let leads = self.with_term(|term, now| term.detector.suspect(node, now)).is_some();
+        if leads {
+            self.news.notify_one();
+        }
+    }
+
+    /// Lets a node in, or back in as a new session.
+    pub(crate) async fn join(&self, node: NodeSpec, now_ms: u64) -> Result<u64, JoinError> {
+        let state = self.view.state();
+        let last = state.node(node.session.node).and_then(Node::live_session);
+        if let Some(last) = last.filter(|s| *s != node.session && s.node != self.me) {
+            // It may be a copy of a directory that is in use: only a lapsed lease says that it is not.
+            let over = self.with_term(|term, now| {
+                term.detector.suspect(last.node, now);
+                term.grants.expired(last, now)
+            });
+            match over {
+                None => return Err(JoinError::NotLeader),
+                Some(false) => return Err(JoinError::StillAlive),
+                Some(true) => {}
+            }
+        }
+        match self.log.propose(ClusterEntry::Join { node, now_ms }, LOG_PATIENCE).await {
+            Ok((index, ClusterReply::Refused(refusal))) => {
+                tracing::info!(index, %refusal, "a node was not let in");
+                Err(refusal.into())
+            }
+            Ok((index, _)) => Ok(index),
+            Err(error) => Err(JoinError::Log(error.to_string())),
+        }
+    }
+
+    /// Whether this node leads.
+    pub(crate) fn leads(&self) -> bool {
+        self.log.metrics().role == Role::Leader
+    }
+
+    /// Judges, evicts and tidies up until cancelled.
+    pub(crate) async fn run(self: Arc<Self>, tasks: TaskTracker, cancel: CancellationToken) {
+        let mut tidied = tokio::time::Instant::now();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(JUDGE_EVERY) => {}
+                () = self.news.notified() => {}
+            }
+            let sessions = live_sessions(&self.view.state());
+            let verdicts = self.with_term(|term, now| {
+                term.detector.set_members(sessions, now);
+                term.detector.judge(&term.grants, now)
+            });
+            let Some(verdicts) = verdicts else { continue };
+            let mut evict = Vec::new();
+            for verdict in verdicts {
+                match verdict {
+                    Verdict::Probe(node) => {
+                        let leader = self.clone();
+                        tasks.spawn(async move { leader.probe(node).await });
+                    }
+                    Verdict::Evict(session) => evict.push(session),
+                }
+            }
+            if !evict.is_empty() {
+                let leader = self.clone();
+                tasks.spawn(async move { leader.evict(evict).await });
+            }
+            if tidied.elapsed() >= TIDY_EVERY {
+                tidied = tokio::time::Instant::now();
+                self.tidy().await;
+            }
+        }
+    }
+
+    async fn evict(&self, sessions: Vec<Session>) {
+        tracing::warn!(?sessions, "taking sessions for dead");
+        let entry = ClusterEntry::Evict { sessions, now_ms: now_ms() };
+        if let Err(error) = self.log.propose(entry, LOG_PATIENCE).await {
+            tracing::warn!(%error, "could not evict yet");
+        }
+    }
+
+    async fn probe(&self, node: NodeId) {
+        let address = self.view.state().node(node).and_then(|n| n.spec.mesh.parse::<SocketAddr>().ok());
+        let Some(address) = address else { return };
+        let begun = self.clock.now();
+        let attempt = tokio::time::timeout(PROBE_PATIENCE, tokio::net::TcpStream::connect(address)).await;
+        let probe = match attempt {
+            Ok(Ok(_)) => Probe::Accepted,
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Probe::Refused,
+            Ok(Err(_)) | Err(_) => Probe::Silent,
+        };
+        self.with_term(|term, _| term.detector.probed(node, probe, begun));
+        self.news.notify_one();
+    }
+
+    /// Voters and learners follow the members; who is away for long gives its place up.
+    async fn tidy(&self) {
+        let state = self.view.state();
+        let metrics = self.log.metrics();
+        let voters = choose_voters(&state, &metrics.voters, self.me);
+        let members: BTreeSet<NodeId> = state.nodes().map(|n| n.spec.session.node).collect();
+        let learners: BTreeSet<NodeId> = members.difference(&voters).copied().collect();
+        if !voters.is_empty() && (voters != metrics.voters || learners != metrics.learners) {
+            match self.log.set_members(voters, learners, LOG_PATIENCE).await {
+                Ok(()) => {}
+                Err(error) => tracing::debug!(%error, "the log's members are not changed yet"),
+            }
+        }
+        let now = now_ms();
+        let away = |n: &&Node| {
+            n.status == NodeStatus::Down && now.saturating_sub(n.since_ms) >= OUT_AFTER.as_millis() as u64
+        };
+        if let Some(node) = state.nodes().find(away) {
+            let entry = ClusterEntry::Out { node: node.spec.session.node };
+            if let Err(error) = self.log.propose(entry, LOG_PATIENCE).await {
+                tracing::debug!(%error, "a node that is away keeps its place for now");
+            }
+        }
+    }
+}
+
+fn live_sessions(state: &ClusterState) -> Vec<Session> {
+    state.nodes().filter_map(Node::live_session).collect()
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |d| d.as_millis() as u64)
+}
+
+/// Who should vote: up to five nodes that are alive, over as many zones as possible, an odd number from
+/// three on; whoever votes already stays if that is as good. A dead voter is kept while nobody can take
+/// its place, so that a majority is never made of fewer machines than the ring was told to survive on.
+fn choose_voters(state: &ClusterState, now: &BTreeSet<NodeId>, me: NodeId) -> BTreeSet<NodeId> {
+    let eligible = |n: &&Node| !n.spec.gateway && !n.draining && n.status != NodeStatus::Out;
+    let mut candidates: Vec<&Node> = state.nodes().filter(eligible).collect();
+    candidates.sort_by_key(|n| {
+        let id = n.spec.session.node;
+        (n.live_session().is_none(), id != me, !now.contains(&id), id)
+    });
+    let alive = candidates.iter().filter(|n| n.live_session().is_some()).count();
+    let count = match candidates.len().min(VOTERS_MAX) {
+        4 => 3,
+        n => n,
+    };
+    // Shrinking because nodes are away for a moment would only mean growing again.
+    let count = count.max(now.len().min(VOTERS_MAX).min(candidates.len()));
+    let mut chosen: Vec<&Node> = Vec::new();
+    for distinct in [true, false] {
+        for node in &candidates {
+            if chosen.len() == count {
+                break;
+            }
+            let id = node.spec.session.node;
+            let taken = chosen.iter().any(|c| c.spec.session.node == id);
+            let zone_taken = chosen.iter().any(|c| c.spec.zone == node.spec.zone);
+            // First the living from distinct zones, then the living, then whoever there is.
+            if !taken
+                && (!distinct || !zone_taken)
+                && (node.live_session().is_some() || chosen.len() >= alive)
+            {
+                chosen.push(node);
+            }
+        }
+    }
+    chosen.iter().map(|n| n.spec.session.node).collect()
+}

@@ -1,0 +1,247 @@
+//! What a directory remembers of its node: id, ring, how often it was started, whom it knew.
+//!
+//! Called by [`crate::node`] before anything else starts. The file `identity` is text: one line with the
+//! format's version and a checksum of the rest, then TOML. It is replaced atomically and durably; a
+//! damaged or newer one is refused, never guessed.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use wire::id::{ClusterId, NodeId};
+
+/// The file's format. Version 1 is the first.
+const VERSION: u32 = 1;
+const NAME: &str = "identity";
+const MAGIC: &str = "sheepdog-identity";
+
+/// What a directory remembers of its node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Identity {
+    /// The node's id, 16 hexadecimal digits.
+    pub(crate) node: String,
+    /// How often the directory was started.
+    pub(crate) start: u64,
+    /// The ring, 32 hexadecimal digits; absent before it belongs to one.
+    pub(crate) cluster: Option<String>,
+    /// Whether it was in the ring of one that the `local` driver makes.
+    #[serde(default)]
+    pub(crate) local: bool,
+    /// Voters of the ring's log when last seen, by id.
+    #[serde(default)]
+    pub(crate) voters: Vec<String>,
+    /// Mesh addresses of the ring's nodes when last seen, by id.
+    #[serde(default)]
+    pub(crate) peers: BTreeMap<String, String>,
+    /// The newest process seen of other nodes, by id.
+    #[serde(default)]
+    pub(crate) seen: BTreeMap<String, Seen>,
+}
+
+/// The newest process seen of another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Seen {
+    /// Its start counter.
+    start: u64,
+    /// What it drew, as 16 hexadecimal digits would say: here two halves, since TOML has no unsigned ones.
+    nonce: [u32; 2],
+    /// The start counter of the one before it.
+    before: u64,
+}
+
+impl Seen {
+    /// A process says that it is start `start`. Returns what to remember, and the highest start seen of any
+    /// other process of the node.
+    pub(crate) fn meet(self, start: u64, nonce: u64) -> (Self, u64) {
+        let halves = [(nonce >> 32) as u32, nonce as u32];
+        if self.nonce == halves && self.start == start {
+            return (self, self.before);
+        }
+        if start > self.start {
+            return (Self { start, nonce: halves, before: self.start }, self.start);
+        }
+        (self, self.start)
+    }
+}
+
+/// Why a directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The file system refused.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// What was being read or written.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not as it was written.
+    #[error(
+        "{path}: damaged ({problem}); restore it from a backup, or start with an empty directory: the node \
+         then joins anew and the ring copies its data back",
+        path = path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A later release wrote it.
+    #[error("{path}: format {found}, this release reads {VERSION}; start it with the release that wrote it", path = path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+}
+
+impl Identity {
+    fn fresh() -> Self {
+        Self {
+            node: NodeId(rand::random::<u64>().max(1)).to_string(),
+            start: 0,
+            cluster: None,
+            local: false,
+            voters: Vec::new(),
+            peers: BTreeMap::new(),
+            seen: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn node(&self) -> NodeId {
+        self.node.parse().expect("checked when it was read")
+    }
+
+    pub(crate) fn cluster(&self) -> Option<ClusterId> {
+        self.cluster.as_ref().and_then(|c| c.parse().ok())
+    }
+}
+
+/// The identity in a directory.
+pub(crate) struct IdentityFile {
+    dir: PathBuf,
+    pub(crate) identity: Identity,
+}
+
+impl IdentityFile {
+    /// Reads the identity of `dir`, or draws a new one for a directory that has none.
+    pub(crate) fn open(dir: &Path) -> Result<Self, IdentityError> {
+        let path = dir.join(NAME);
+        let identity = match fs::read_to_string(&path) {
+            Ok(text) => parse(&path, &text)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Identity::fresh(),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(IdentityError::Damaged { path, problem: "not text".to_owned() });
+            }
+            Err(source) => return Err(IdentityError::Io { path, source }),
+        };
+        Ok(Self { dir: dir.to_owned(), identity })
+    }
+
+    /// Changes the identity durably; nothing is written if nothing changes.
+    pub(crate) fn update(&mut self, change: impl FnOnce(&mut Identity)) -> Result<(), IdentityError> {
+        let mut next = self.identity.clone();
+        change(&mut next);
+        if next != self.identity {
+            self.write(&next)?;
+            self.identity = next;
+        }
+        Ok(())
+    }
+
+    /// Becomes a new node that belongs to no ring.
+    pub(crate) fn forget(&mut self) -> Result<(), IdentityError> {
+        let peers = std::mem::take(&mut self.identity.peers);
+        self.identity = Identity { peers, ..Identity::fresh() };
+        self.write(&self.identity.clone())
+    }
+
+    fn write(&self, identity: &Identity) -> Result<(), IdentityError> {
+        let text = toml::to_string(identity).expect("plain data can always be encoded");
+        let head = format!("{MAGIC} {VERSION} {:08x}\n", crc32c::crc32c(text.as_bytes()));
+        let (path, new) = (self.dir.join(NAME), self.dir.join("identity.new"));
+        let write = || {
+            let mut file = File::create(&new)?;
+            file.write_all(head.as_bytes())?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(&self.dir)?.sync_all()
+        };
+        write().map_err(|source| IdentityError::Io { path: path.clone(), source })
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<Identity, IdentityError> {
+    let damaged =
+        |problem: &str| IdentityError::Damaged { path: path.to_owned(), problem: problem.to_owned() };
+    let (head, body) = text.split_once('\n').ok_or_else(|| damaged("no first line"))?;
+    let mut words = head.split(' ');
+    if words.next() != Some(MAGIC) {
+        return Err(damaged("not an identity file"));
+    }
+    let version = words.next().and_then(|w| w.parse().ok()).ok_or_else(|| damaged("no version"))?;
+    if version > VERSION {
+        return Err(IdentityError::Newer { path: path.to_owned(), found: version });
+    }
+    let crc = words.next().and_then(|w| u32::from_str_radix(w, 16).ok());
+    if crc != Some(crc32c::crc32c(body.as_bytes())) {
+        return Err(damaged("its checksum does not match"));
+    }
+    let identity: Identity = toml::from_str(body).map_err(|e| damaged(e.message()))?;
+    if identity.node.parse::<NodeId>().is_err() {
+        return Err(damaged("no node id"));
+    }
+    Ok(identity)
+}
+
+/// The machine's boot id: as long as it stays the same, the kernel still has what processes had written.
+pub(crate) fn boot_id() -> Result<u128, IdentityError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    let text =
+        fs::read_to_string(path).map_err(|source| IdentityError::Io { path: path.to_owned(), source })?;
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    u128::from_str_radix(&digits, 16)
+        .map_err(|_| IdentityError::Damaged { path: path.to_owned(), problem: "not a boot id".to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_asks_twice_is_one_and_another_with_its_start_is_not() {
+        let (seen, before) = Seen::default().meet(1, 77);
+        assert_eq!(before, 0);
+        assert_eq!(seen.meet(1, 77), (seen, 0));
+        assert_eq!(seen.meet(1, 78), (seen, 1));
+        let (next, before) = seen.meet(3, 79);
+        assert_eq!(before, 1);
+        assert_eq!(next.meet(2, 80), (next, 3));
+        assert_eq!(next.meet(3, 79).1, 1);
+    }
+
+    #[test]
+    fn an_identity_stays_and_a_damaged_one_is_refused() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let mut file = IdentityFile::open(dir.path()).expect("new");
+        file.update(|i| i.start += 1).expect("written");
+        let node = file.identity.node();
+        let again = IdentityFile::open(dir.path()).expect("there");
+        assert_eq!((again.identity.node(), again.identity.start), (node, 1));
+        let path = dir.path().join(NAME);
+        let text = fs::read_to_string(&path).expect("readable");
+        fs::write(&path, text.replace("start = 1", "start = 7")).expect("written");
+        assert!(matches!(IdentityFile::open(dir.path()), Err(IdentityError::Damaged { .. })));
+        fs::write(&path, text.replace("identity 1", "identity 2")).expect("written");
+        assert!(matches!(IdentityFile::open(dir.path()), Err(IdentityError::Newer { found: 2, .. })));
+        fs::write(&path, "").expect("written");
+        assert!(matches!(IdentityFile::open(dir.path()), Err(IdentityError::Damaged { .. })));
+    }
+}

@@ -1,0 +1,619 @@
+//! How a node finds its ring, joins it, stays in it and leaves it.
+//!
+//! Called by [`crate::node`]. One task introduces, joins and renews; what it knows of other nodes feeds
+//! the address book of the peer transport.
+//!
+//! ```text
+//!  no ring ──introduced to seeds, waits──▶ a ring is founded here or elsewhere
+//!                                                 │
+//!  used DIR ──asks the peers it remembers──▶ joins as a new session ──▶ renews its lease
+//!                                                 ▲                         │ the ring evicted it
+//!                                                 └───── the next session ◀─┘
+//! ```
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use wire::address::Address;
+use wire::frame::Payload;
+use wire::hello::{BootId, Hello, HelloReject, PROTOCOL_VERSIONS, RejectCode};
+use wire::id::{ClusterId, NodeId, Session};
+use wire::mesh::Introduction;
+use wire::mesh::introductions_client::IntroductionsClient;
+use wire::peer::{IntroduceMessage, NodeInfo, RenewRequest, Status, op};
+
+use crate::cluster::entry::{ClusterEntry, NodeSpec, Refusal};
+use crate::cluster::leader::{JoinError, Leader, now_ms};
+use crate::cluster::log::ClusterLog;
+use crate::cluster::session::{Lease, Me};
+use crate::cluster::state::ClusterState;
+use crate::cluster::view::View;
+use crate::identity::IdentityFile;
+use crate::peer::{Class, Greeter, Peers};
+
+/// How often a waiting node introduces itself.
+const INTRODUCE_EVERY: Duration = Duration::from_millis(300);
+/// How long an introduction may take.
+const INTRODUCE_PATIENCE: Duration = Duration::from_secs(1);
+/// A waiting node that has not been heard of for this long is not there.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+/// How often the lease is renewed: several times within it.
+const RENEW_EVERY: Duration = Duration::from_millis(100);
+/// How long a renewal may take; a later one counts from its own sending.
+const RENEW_PATIENCE: Duration = Duration::from_millis(300);
+/// How often to ask again to be let in.
+const JOIN_AGAIN: Duration = Duration::from_millis(50);
+/// Whoever is told for this long that its directory's last session is alive has a copy of it.
+const DUPLICATE_AFTER: Duration = Duration::from_secs(5);
+
+struct Known {
+    info: NodeInfo,
+    heard: Option<Instant>,
+}
+
+/// This node as a member, or a member to be.
+pub(crate) struct Membership {
+    me: Arc<Me>,
+    spec: Mutex<NodeSpec>,
+    identity: Mutex<IdentityFile>,
+    known: Mutex<BTreeMap<NodeId, Known>>,
+    seeds: Vec<Address>,
+    local: bool,
+    nonce: u64,
+    /// Why this node must not go on, once that is known.
+    fatal: tokio::sync::watch::Sender<Option<String>>,
+}
+
+/// What membership needs once the log runs.
+pub(crate) struct Ring {
+    pub(crate) log: ClusterLog<ClusterState>,
+    pub(crate) view: View,
+    pub(crate) peers: Peers,
+    pub(crate) lease: Arc<Lease>,
+    pub(crate) leader: Arc<Leader>,
+}
+
+impl Membership {
+    pub(crate) fn new(
+        me: Arc<Me>,
+        spec: NodeSpec,
+        identity: IdentityFile,
+        seeds: Vec<Address>,
+        local: bool,
+    ) -> Arc<Self> {
+        let mut known = BTreeMap::new();
+        for (id, mesh) in &identity.identity.peers {
+            if let Ok(node) = id.parse::<NodeId>() {
+                let session = Session { node, start: 0 };
+                let info = NodeInfo { session: session.into(), mesh: mesh.clone(), ..NodeInfo::default() };
+                known.insert(node, Known { info, heard: None });
+            }
+        }
+        Arc::new(Self {
+            me,
+            spec: Mutex::new(spec),
+            identity: Mutex::new(identity),
+            known: Mutex::new(known),
+            seeds,
+            local,
+            nonce: rand::random(),
+            fatal: tokio::sync::watch::channel(None).0,
+        })
+    }
+
+    /// This node as it describes itself.
+    pub(crate) fn spec(&self) -> NodeSpec {
+        self.spec.lock().clone()
+    }
+
+    /// Says when the node must not go on, and why.
+    pub(crate) fn fatal(&self) -> tokio::sync::watch::Receiver<Option<String>> {
+        self.fatal.subscribe()
+    }
+
+    fn cluster(&self) -> Option<ClusterId> {
+        self.identity.lock().identity.cluster()
+    }
+
+    fn info(&self) -> NodeInfo {
+        let cluster = self.cluster().map(|c| c.0.to_be_bytes().to_vec()).unwrap_or_default();
+        NodeInfo { cluster, nonce: self.nonce, ..info_of(&self.spec()) }
+    }
+
+    /// The nodes known before there is a ring, this one included: those that were heard of lately.
+    pub(crate) fn waiting(&self) -> Vec<NodeSpec> {
+        let known = self.known.lock();
+        let fresh = known.values().filter(|k| k.heard.is_some_and(|h| h.elapsed() < HEARD_WITHIN));
+        let mut specs: Vec<NodeSpec> = fresh.filter_map(|k| spec_of(&k.info)).collect();
+        specs.push(self.spec());
+        specs
+    }
+
+    /// A node that is known to be in a ring already, if any is.
+    pub(crate) fn known_in_ring(&self) -> Option<NodeInfo> {
+        self.known.lock().values().map(|k| &k.info).find(|i| !i.cluster.is_empty()).cloned()
+    }
+
+    fn message(&self) -> IntroduceMessage {
+        let known = self.known.lock();
+        let known = known.values().filter(|k| k.heard.is_some()).map(|k| k.info.clone()).collect();
+        IntroduceMessage { me: Some(self.info()).unwrap_or_default(), known, ..IntroduceMessage::default() }
+    }
+
+    /// Answers somebody's introduction; `from` is where it came from, for those who do not know.
+    pub(crate) fn introduced(
+        &self,
+        message: &IntroduceMessage,
+        from: Option<IpAddr>,
+        peers: &Peers,
+        state: &ClusterState,
+    ) -> IntroduceMessage {
+        self.learn(message, from, peers);
+        let them = Session::from(message.me.session);
+        let mut identity = self.identity.lock();
+        let id = them.node.to_string();
+        let remembered = identity.identity.seen.get(&id).copied().unwrap_or_default();
+        let (now, mut seen) = remembered.meet(them.start, message.me.nonce);
+        if let Some(logged) = state.node(them.node).filter(|n| n.spec.process != message.me.process) {
+            seen = seen.max(logged.spec.session.start);
+        }
+        if now != remembered
+            && let Err(error) = identity.update(|i| _ = i.seen.insert(id, now))
+        {
+            tracing::error!(%error, "a start counter could not be remembered");
+        }
+        drop(identity);
+        IntroduceMessage { start_seen: seen, removed: state.is_removed(them.node), ..self.message() }
+    }
+
+    /// Takes over what somebody says of itself and of others.
+    fn learn(&self, message: &IntroduceMessage, from: Option<IpAddr>, peers: &Peers) {
+        let mut known = self.known.lock();
+        let speaker = Session::from(message.me.session);
+        for (info, direct) in
+            std::iter::once((&message.me, true)).chain(message.known.iter().map(|i| (i, false)))
+        {
+            let session = Session::from(info.session);
+            if session.node == self.me.session().node || session.node.0 == 0 {
+                continue;
+            }
+            let mut info = info.clone();
+            if let (true, Some(ip)) = (direct, from) {
+                info.mesh = reachable(&info.mesh, ip);
+                info.admin = reachable(&info.admin, ip);
+            }
+            let Ok(mesh) = info.mesh.parse::<SocketAddr>() else { continue };
+            let entry = known.entry(session.node).or_insert(Known { info: info.clone(), heard: None });
+            if direct || session.start > entry.info.session.start {
+                entry.info = info;
+            }
+            if direct {
+                entry.heard = Some(Instant::now());
+            }
+            if direct || peers.address(session.node).is_none() {
+                peers.set_address(session.node, mesh);
+            }
+        }
+        tracing::trace!(%speaker, "introduced");
+    }
+
+    async fn introduce_to_seed(&self, seed: &Address, peers: &Peers, state: &ClusterState) -> Option<()> {
+        let url = format!("http://{seed}");
+        let endpoint = tonic::transport::Endpoint::from_shared(url).ok()?.connect_timeout(INTRODUCE_PATIENCE);
+        let mut client = IntroductionsClient::new(endpoint.connect().await.ok()?);
+        let message = self.message().encode_to_vec().into();
+        let call = client.introduce(Introduction { message });
+        let reply = tokio::time::timeout(INTRODUCE_PATIENCE, call).await.ok()?.ok()?.into_inner();
+        let reply = IntroduceMessage::decode(reply.message).ok()?;
+        let ip = tokio::net::lookup_host(seed.to_string()).await.ok()?.next()?.ip();
+        self.learn(&reply, Some(ip), peers);
+        self.heed(&reply, state);
+        Some(())
+    }
+
+    async fn introduce_to(
+        &self,
+        node: NodeId,
+        peers: &Peers,
+        state: &ClusterState,
+    ) -> Option<IntroduceMessage> {
+        let meta = self.message().encode_to_vec().into();
+        let call =
+            peers.call(node, Class::Control, op::INTRODUCE, meta, Payload::empty(), Some(INTRODUCE_PATIENCE));
+        let reply = call.await.ok().filter(|r| r.status == Status::Ok as u16)?;
+        let reply = IntroduceMessage::decode(reply.meta).ok()?;
+        let ip = peers.address(node).map(|a| a.ip());
+        self.learn(&reply, ip, peers);
+        self.heed(&reply, state);
+        Some(reply)
+    }
+
+    fn heed(&self, reply: &IntroduceMessage, state: &ClusterState) {
+        let ours =
+            reply.me.cluster.is_empty() || self.cluster().is_some_and(|c| bytes_of(c) == reply.me.cluster);
+        if reply.removed && ours && state.node(self.me.session().node).is_none() {
+            self.stop(format!(
+                "node {} was removed from its ring: start with an empty directory to join as a new node",
+                self.me.session().node
+            ));
+        }
+    }
+
+    fn stop(&self, why: String) {
+        self.fatal.send_if_modified(|f| f.is_none() && f.replace(why).is_none());
+    }
+
+    /// Asks the peers that a used directory remembers for the highest start counter seen of this node,
+    /// until enough of them have answered: a majority of the log's voters, this node counted (rule 3).
+    ///
+    /// Returns the highest start seen; not below this node's own means that the directory was copied or
+    /// rolled back.
+    pub(crate) async fn start_seen(&self, peers: &Peers) -> u64 {
+        let identity = self.identity.lock().identity.clone();
+        let me = self.me.session().node;
+        let voters: Vec<NodeId> = identity.voters.iter().filter_map(|v| v.parse().ok()).collect();
+        let others: Vec<NodeId> = self.known.lock().keys().copied().filter(|n| *n != me).collect();
+        let need = voters.len() / 2 + 1;
+        let mut answered: Vec<NodeId> = vec![me];
+        let mut seen = 0;
+        let began = Instant::now();
+        let mut told = false;
+        let empty = ClusterState::default();
+        loop {
+            let asked = others
+                .iter()
+                .filter(|n| !answered.contains(n))
+                .map(|n| async move { (*n, self.introduce_to(*n, peers, &ClusterState::default()).await) });
+            for (node, reply) in futures::future::join_all(asked.collect::<Vec<_>>()).await {
+                if let Some(reply) = reply {
+                    answered.push(node);
+                    seen = seen.max(reply.start_seen);
+                }
+            }
+            let have = voters.iter().filter(|v| answered.contains(v)).count();
+            if have >= need || voters.is_empty() {
+                return seen;
+            }
+            for seed in &self.seeds {
+                // Peers may have moved: whoever is behind a seed tells where they are now.
+                _ = self.introduce_to_seed(seed, peers, &empty).await;
+            }
+            if !told && began.elapsed() > Duration::from_secs(3) {
+                told = true;
+                tracing::warn!(have, need, "waiting for the ring's voters that this directory remembers");
+            }
+            tokio::time::sleep(INTRODUCE_EVERY).await;
+        }
+    }
+
+    /// Makes the directory that of a new node. Called before the log starts.
+    pub(crate) fn identity(&self) -> &Mutex<IdentityFile> {
+        &self.identity
+    }
+
+    /// Introduces, joins and renews until cancelled.
+    pub(crate) async fn run(self: Arc<Self>, ring: Arc<Ring>, cancel: CancellationToken) {
+        let keep = async {
+            tokio::join!(self.keep_introduced(&ring), self.keep_joined(&ring), self.keep_renewed(&ring));
+        };
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = keep => {}
+        }
+    }
+
+    /// Keeps the address book, and before there is a ring the list of those who wait.
+    async fn keep_introduced(&self, ring: &Ring) {
+        loop {
+            let state = ring.view.state();
+            self.follow(&state, &ring.peers, &ring.log);
+            let in_ring = state.is_live(self.me.session());
+            if !in_ring && !self.local {
+                for seed in &self.seeds {
+                    _ = self.introduce_to_seed(seed, &ring.peers, &state).await;
+                }
+                let known: Vec<NodeId> = self.known.lock().keys().copied().collect();
+                let asked = known.iter().map(|n| self.introduce_to(*n, &ring.peers, &state));
+                futures::future::join_all(asked).await;
+                tokio::time::sleep(INTRODUCE_EVERY).await;
+            } else {
+                ring.view.change(Duration::from_secs(1)).await;
+            }
+        }
+    }
+
+    /// The state's addresses go to the transport, and with the voters to the directory.
+    fn follow(&self, state: &ClusterState, peers: &Peers, log: &ClusterLog<ClusterState>) {
+        let Some(format) = state.format() else { return };
+        let me = self.me.session().node;
+        let mut addresses = BTreeMap::new();
+        for node in state.nodes().filter(|n| n.spec.session.node != me) {
+            let id = node.spec.session.node;
+            addresses.insert(id.to_string(), node.spec.mesh.clone());
+            if let Ok(address) = node.spec.mesh.parse()
+                && peers.address(id) != Some(address)
+            {
+                peers.set_address(id, address);
+            }
+        }
+        if state.node(me).is_none() {
+            return;
+        }
+        let voters: Vec<String> = log.metrics().voters.iter().map(NodeId::to_string).collect();
+        let result = self.identity.lock().update(|i| {
+            i.cluster = Some(format.cluster.to_string());
+            i.peers = addresses;
+            i.voters = voters;
+            i.local = self.local;
+        });
+        if let Err(error) = result {
+            tracing::error!(%error, "the ring's nodes could not be remembered");
+        }
+    }
+
+    /// Joins, and joins again when the ring has taken this node for dead.
+    async fn keep_joined(&self, ring: &Ring) {
+        let mut refused_since: Option<Instant> = None;
+        loop {
+            let state = ring.view.state();
+            let me = self.me.session();
+            if state.is_live(me) {
+                refused_since = None;
+                ring.view.change(Duration::from_secs(1)).await;
+                continue;
+            }
+            if let Some(known) = state.node(me.node) {
+                let start = known.spec.session.start;
+                if start > me.start {
+                    self.stop(format!(
+                        "node {} is running elsewhere as start {start}: this directory is a copy",
+                        me.node
+                    ));
+                } else if start == me.start {
+                    // The ring took this session for dead. What it held is only to be trusted as far as a
+                    // new session may trust it.
+                    self.next_session();
+                    continue;
+                }
+            } else if state.is_removed(me.node) {
+                self.stop(format!("node {} was removed from its ring", me.node));
+            }
+            match self.ask_to_join(ring, &state).await {
+                Some(reply) if reply.duplicate => {
+                    let since = *refused_since.get_or_insert_with(Instant::now);
+                    if since.elapsed() > DUPLICATE_AFTER {
+                        self.stop(format!(
+                            "node {} is running elsewhere: this directory is a copy; remove it and start \
+                             with an empty one",
+                            me.node
+                        ));
+                    }
+                }
+                Some(reply) if !reply.refused.is_empty() => {
+                    tracing::warn!(reason = reply.refused, "the ring does not let this node in");
+                    tokio::time::sleep(INTRODUCE_EVERY).await;
+                }
+                _ => refused_since = None,
+            }
+            ring.view.change(JOIN_AGAIN).await;
+        }
+    }
+
+    fn next_session(&self) {
+        let mut identity = self.identity.lock();
+        if let Err(error) = identity.update(|i| i.start += 1) {
+            self.stop(format!("cannot begin a new session: {error}"));
+            return;
+        }
+        let start = identity.identity.start;
+        drop(identity);
+        tracing::warn!(start, "the ring took this node for dead; it joins again as a new session");
+        self.me.renew(start);
+        self.spec.lock().session = self.me.session();
+    }
+
+    /// Asks the leader, here or through anybody known, to let this session in.
+    async fn ask_to_join(&self, ring: &Ring, state: &ClusterState) -> Option<IntroduceMessage> {
+        if state.format().is_some() && ring.leader.leads() {
+            return Some(self.join_here(ring, self.spec()).await);
+        }
+        // Before this node is in a ring, one that is must be known; then any of its members will do.
+        let ring_known = self.cluster().is_some() || state.format().is_some();
+        let known: Vec<NodeId> = {
+            let known = self.known.lock();
+            let member = |k: &Known| ring_known || !k.info.cluster.is_empty();
+            known.iter().filter(|(_, k)| member(k)).map(|(n, _)| *n).collect()
+        };
+        let leader = ring.log.leader().map(|l| l.node).filter(|l| known.contains(l));
+        for node in leader.into_iter().chain(known) {
+            let meta = self.message().encode_to_vec().into();
+            let call = ring.peers.call(
+                node,
+                Class::Control,
+                op::JOIN,
+                meta,
+                Payload::empty(),
+                Some(INTRODUCE_PATIENCE),
+            );
+            if let Ok(reply) = call.await
+                && reply.status == Status::Ok as u16
+                && let Ok(reply) = IntroduceMessage::decode(reply.meta)
+            {
+                self.learn(&reply, ring.peers.address(node).map(|a| a.ip()), &ring.peers);
+                return Some(reply);
+            }
+        }
+        None
+    }
+
+    /// The leader's side of a join, for a node that asked it.
+    pub(crate) async fn join_here(&self, ring: &Ring, spec: NodeSpec) -> IntroduceMessage {
+        let mut reply = self.message();
+        match ring.leader.join(spec, now_ms()).await {
+            Ok(_) | Err(JoinError::NotLeader | JoinError::Log(_)) => {}
+            Err(JoinError::StillAlive) => reply.duplicate = true,
+            Err(JoinError::Refused(Refusal::NodeRemoved(node))) => {
+                reply.removed = true;
+                reply.refused = Refusal::NodeRemoved(node).to_string();
+            }
+            Err(JoinError::Refused(refusal)) => reply.refused = refusal.to_string(),
+        }
+        reply
+    }
+
+    /// Answers JOIN at whichever member was asked: the leader decides.
+    pub(crate) async fn join_asked(
+        &self,
+        ring: &Ring,
+        message: IntroduceMessage,
+    ) -> Option<IntroduceMessage> {
+        let spec = spec_of(&message.me)?;
+        if ring.view.state().format().is_none() {
+            return None;
+        }
+        if !message.me.cluster.is_empty() && self.cluster().is_some_and(|c| bytes_of(c) != message.me.cluster)
+        {
+            return Some(IntroduceMessage {
+                refused: "this is another ring: its directory belongs to a different one".to_owned(),
+                ..self.message()
+            });
+        }
+        if ring.leader.leads() {
+            return Some(self.join_here(ring, spec).await);
+        }
+        let leader = ring.log.leader()?.node;
+        let meta = message.encode_to_vec().into();
+        let call = ring.peers.call(
+            leader,
+            Class::Control,
+            op::JOIN,
+            meta,
+            Payload::empty(),
+            Some(INTRODUCE_PATIENCE),
+        );
+        let reply = call.await.ok().filter(|r| r.status == Status::Ok as u16)?;
+        IntroduceMessage::decode(reply.meta).ok()
+    }
+
+    /// Renews the lease for as long as the session is in the ring.
+    async fn keep_renewed(&self, ring: &Ring) {
+        loop {
+            let began = Instant::now();
+            let session = self.me.session();
+            if ring.view.state().is_live(session) {
+                // Counted from before the question was sent: the leader counts from when it came.
+                let sent = ring.lease.clock.now();
+                if self.renew(ring, session).await && self.me.session() == session {
+                    ring.lease.granted(sent);
+                }
+            }
+            tokio::time::sleep_until(began + RENEW_EVERY).await;
+        }
+    }
+
+    async fn renew(&self, ring: &Ring, session: Session) -> bool {
+        if ring.leader.leads() {
+            return ring.leader.renew(session);
+        }
+        let Some(leader) = ring.log.leader().map(|l| l.node) else { return false };
+        let meta = RenewRequest { session: session.into() }.encode_to_vec().into();
+        let call =
+            ring.peers.call(leader, Class::Control, op::RENEW, meta, Payload::empty(), Some(RENEW_PATIENCE));
+        call.await.is_ok_and(|r| r.status == Status::Ok as u16)
+    }
+
+    /// Leaves in order. Everything that this node holds must be durable.
+    pub(crate) async fn leave(&self, ring: &Ring) {
+        ring.lease.give_up();
+        let entry = ClusterEntry::Leave { session: self.me.session(), now_ms: now_ms() };
+        if let Err(error) = ring.log.propose(entry, Duration::from_secs(1)).await {
+            tracing::warn!(%error, "could not leave the ring in order; it will notice");
+        }
+    }
+}
+
+/// Tells peers who we are, and refuses those who do not belong here.
+pub(crate) struct MeshGreeter {
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) address: SocketAddr,
+}
+
+impl Greeter for MeshGreeter {
+    fn hello(&self) -> Hello {
+        Hello {
+            versions: PROTOCOL_VERSIONS,
+            features: 0,
+            cluster: self.membership.cluster(),
+            session: self.membership.me.session(),
+            boot: BootId(self.membership.me.boot.to_be_bytes()),
+            address: self.address,
+            class: 0,
+        }
+    }
+
+    fn check(&self, theirs: &Hello) -> Result<(), HelloReject> {
+        match (self.membership.cluster(), theirs.cluster) {
+            (Some(ours), Some(other)) if ours != other => Err(HelloReject::new(
+                RejectCode::Cluster,
+                format!("this node belongs to ring {ours}, you to ring {other}"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn bytes_of(cluster: ClusterId) -> Vec<u8> {
+    cluster.0.to_be_bytes().to_vec()
+}
+
+fn info_of(spec: &NodeSpec) -> NodeInfo {
+    NodeInfo {
+        session: spec.session.into(),
+        boot: spec.boot.to_be_bytes().to_vec(),
+        admin: spec.admin.clone(),
+        mesh: spec.mesh.clone(),
+        zone: spec.zone.clone(),
+        vnodes: spec.vnodes,
+        gateway: spec.gateway,
+        process: spec.process,
+        nonce: 0,
+        cluster: Vec::new(),
+    }
+}
+
+/// A node's description, if it is complete and within bounds.
+fn spec_of(info: &NodeInfo) -> Option<NodeSpec> {
+    let session = Session::from(info.session);
+    let boot = u128::from_be_bytes(info.boot.as_slice().try_into().ok()?);
+    let sound = session.node.0 != 0
+        && session.start > 0
+        && !info.zone.is_empty()
+        && info.zone.len() <= 255
+        && (1..=crate::placement::MAX_VNODES_PER_NODE).contains(&info.vnodes)
+        && info.mesh.parse::<SocketAddr>().is_ok()
+        && info.admin.parse::<SocketAddr>().is_ok();
+    sound.then(|| NodeSpec {
+        session,
+        process: info.process,
+        boot,
+        admin: info.admin.clone(),
+        mesh: info.mesh.clone(),
+        zone: info.zone.clone(),
+        vnodes: info.vnodes,
+        gateway: info.gateway,
+    })
+}
+
+/// An address that others can use: where its owner listens on all interfaces, the one it spoke from.
+fn reachable(address: &str, from: IpAddr) -> String {
+    match address.parse::<SocketAddr>() {
+        Ok(a) if a.ip().is_unspecified() => SocketAddr::new(from, a.port()).to_string(),
+        _ => address.to_owned(),
+    }
+}

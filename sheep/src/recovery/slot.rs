@@ -1,0 +1,265 @@
+//! One slot catches up: what the source lists is compared, and what differs is pulled.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use wire::frame::Payload;
+use wire::id::{Birth, Oid, Session, SlotIndex, Version};
+use wire::peer::{CatchUpRequest, ListReply, Listed, ObjectRef, PullReply, Status, op};
+use wire::policy::Copies;
+
+use super::Recovery;
+use crate::cluster::log::Applied;
+use crate::cluster::slots::MemberState;
+use crate::cluster::state::ClusterState;
+use crate::replica::key_of;
+use crate::store::{BlockEntry, Error, ObjectKey};
+use crate::vdi::context::Failure;
+
+/// How often to ask a source again that is busy, before the slot's turn is over.
+const ASK_TIMES: u32 = 40;
+/// How long to wait in between.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
+
+type Name = (Oid, Birth);
+
+/// A slot's turn has ended early; it is tried again later.
+struct NotNow;
+
+/// What a copy holds that was there before.
+struct Own {
+    version: Option<Version>,
+    suspect: Option<u64>,
+}
+
+impl Recovery {
+    /// One turn of a slot: true if all its objects are equal to the source's and stay so, and this node
+    /// has committed itself to hear of any gap.
+    pub(super) async fn catch_up(
+        &self,
+        applied: &Applied<ClusterState>,
+        copies: Copies,
+        slot: SlotIndex,
+        since: u64,
+    ) -> bool {
+        let Some(config) = applied.state.slot(copies, slot) else { return false };
+        let sources: Vec<Session> = config
+            .in_state(MemberState::InSync)
+            .map(|m| m.session)
+            .filter(|s| *s != self.context.me() && applied.state.serves(*s))
+            .collect();
+        let Some(source) = sources.get(slot.0 as usize % sources.len().max(1)).copied() else { return false };
+        let pass = Pass { recovery: self, source, copies, slot, since, applied: applied.index };
+        if pass.run(&applied.state).await.is_err() {
+            return false;
+        }
+        self.replica.with_fill(copies, slot, since, |fill| {
+            let equal = fill.unfilled().is_empty();
+            fill.admitting = equal;
+            equal
+        })
+    }
+}
+
+struct Pass<'a> {
+    recovery: &'a Recovery,
+    source: Session,
+    copies: Copies,
+    slot: SlotIndex,
+    since: u64,
+    applied: u64,
+}
+
+impl Pass<'_> {
+    async fn run(&self, state: &ClusterState) -> Result<(), NotNow> {
+        // Begin to listen before asking what there is.
+        self.fill(|_| ());
+        let mut listed = self.list().await?;
+        let mut own = self.own().await?;
+        // Objects in use first: their writes wait for us.
+        listed.sort_by_key(|l| {
+            let vdi = state.vdi(l.object.oid().creator());
+            (vdi.is_none_or(|v| v.owner.session.is_none()), l.object.oid(), l.object.birth)
+        });
+        let mut there: HashMap<Name, ObjectRef> = HashMap::new();
+        for item in &listed {
+            let name = (item.object.oid(), item.object.birth());
+            there.insert(name, item.object);
+            let mine = own.remove(&name);
+            if self.fill(|fill| fill.is_filled(name)) {
+                continue;
+            }
+            let equal = mine
+                .as_ref()
+                .is_some_and(|m| m.suspect.is_none() && m.version == Some(Version::from(item.version)));
+            if equal {
+                self.fill(|fill| fill.found_equal(name));
+                continue;
+            }
+            self.pull(item.object, mine).await?;
+        }
+        // What the source does not have was deleted, or never came to be.
+        for (name, _) in own {
+            if !self.fill(|fill| fill.is_filled(name)) {
+                self.remove(name).await?;
+            }
+        }
+        // What came to be, or was written too early, since the list was made.
+        for name in self.fill(|fill| fill.unfilled()) {
+            match there.get(&name) {
+                Some(object) => self.pull(*object, None).await?,
+                None => return Err(NotNow),
+            }
+        }
+        Ok(())
+    }
+
+    fn fill<T>(&self, f: impl FnOnce(&mut crate::replica::SlotFill) -> T) -> T {
+        self.recovery.replica.with_fill(self.copies, self.slot, self.since, f)
+    }
+
+    fn request(&self) -> CatchUpRequest {
+        CatchUpRequest {
+            to_start: self.source.start,
+            copies: self.copies.get().into(),
+            slot: self.slot.0,
+            since: self.since,
+            applied: self.applied,
+            ..CatchUpRequest::default()
+        }
+    }
+
+    async fn ask(&self, op: u16, request: &CatchUpRequest) -> Result<(Bytes, Payload), Failure> {
+        let mut times = 0;
+        loop {
+            let asked =
+                self.recovery.context.ask(self.source, op, request.encode_to_vec().into(), Payload::empty());
+            match asked.await {
+                Err(Failure::Status(Status::Busy)) if times < ASK_TIMES => {
+                    times += 1;
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Listed>, NotNow> {
+        let mut all = Vec::new();
+        let mut after = None;
+        loop {
+            let request = CatchUpRequest { after, ..self.request() };
+            let (meta, _) = self.ask(op::LIST_SLOT, &request).await.map_err(|_| NotNow)?;
+            let reply = ListReply::decode(meta).map_err(|_| NotNow)?;
+            after = reply.objects.last().map(|l| l.object).filter(|_| reply.more);
+            all.extend(reply.objects);
+            if after.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    async fn own(&self) -> Result<HashMap<Name, Own>, NotNow> {
+        let replica = self.recovery.replica.clone();
+        let (copies, slot) = (self.copies, self.slot);
+        let listed = tokio::task::spawn_blocking(move || {
+            let suspects: HashMap<ObjectKey, u64> = replica.store().suspects().into_iter().collect();
+            let stats = replica.store().list_slot(copies, slot).map_err(|e| replica.status(e))?;
+            let own = stats.into_iter().map(|s| {
+                let key = ObjectKey { copies, slot, oid: s.oid, birth: s.birth };
+                let version = s.content.map(|(version, _)| version);
+                ((s.oid, s.birth), Own { version, suspect: suspects.get(&key).copied() })
+            });
+            Ok::<_, Status>(own.collect())
+        });
+        listed.await.map_err(|_| NotNow)?.map_err(|_| NotNow)
+    }
+
+    /// Makes this node's copy of an object equal to the source's.
+    async fn pull(&self, object: ObjectRef, mine: Option<Own>) -> Result<(), NotNow> {
+        let Ok(key) = key_of(&object) else { return Err(NotNow) };
+        let name = (key.oid, key.birth);
+        let at_least = self.fill(|fill| fill.begin(name));
+        let mut entries = self.prepare(key, object.size, mine).await?;
+        loop {
+            let request = CatchUpRequest {
+                object: Some(object),
+                at_least: Some(at_least.into()),
+                entries: entries.iter().flat_map(|e| [e.crc, e.stamp]).collect(),
+                ..self.request()
+            };
+            let (meta, payload) = match self.ask(op::PULL, &request).await {
+                Ok(answer) => answer,
+                Err(Failure::Status(Status::NotFound)) => return self.remove(name).await,
+                Err(_) => {
+                    self.fill(|fill| fill.gap(name, at_least));
+                    return Err(NotNow);
+                }
+            };
+            let reply = PullReply::decode(meta).map_err(|_| NotNow)?;
+            let bytes = payload.len() as u64;
+            for block in reply.blocks.chunks_exact(3) {
+                if let Some(entry) = entries.get_mut(block[0] as usize) {
+                    *entry = BlockEntry { crc: block[1], stamp: block[2] };
+                }
+            }
+            self.put(key, reply.blocks, payload).await?;
+            self.recovery.progress.bytes_done.fetch_add(bytes, Ordering::Relaxed);
+            self.recovery.throttle.spend(bytes).await;
+            if !reply.more {
+                self.finish(key, reply.version.into()).await?;
+                self.recovery.progress.objects_done.fetch_add(1, Ordering::Relaxed);
+                return Ok(());
+            }
+        }
+    }
+
+    /// The copy's block table, as far as its blocks are sound; creates the copy if there is none.
+    async fn prepare(&self, key: ObjectKey, size: u32, mine: Option<Own>) -> Result<Vec<BlockEntry>, NotNow> {
+        let replica = self.recovery.replica.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            let store = replica.store();
+            let prepare = || -> Result<Vec<BlockEntry>, Error> {
+                if mine.as_ref().is_some_and(|m| m.version.is_none()) {
+                    // Its head is damaged: nothing of it can be told.
+                    store.remove(&key)?;
+                }
+                store.create(&key, size)?;
+                let mut table = store.table(&key)?;
+                if let Some(mask) = mine.and_then(|m| m.suspect) {
+                    for block in store.settle_torn(&key, mask)? {
+                        // No sound block has this entry, so the source sends its own.
+                        table[block as usize] = BlockEntry { crc: 0, stamp: 0 };
+                    }
+                }
+                Ok(table)
+            };
+            prepare().map_err(|e| replica.status(e))
+        });
+        prepared.await.map_err(|_| NotNow)?.map_err(|_| NotNow)
+    }
+
+    async fn put(&self, key: ObjectKey, blocks: Vec<u32>, payload: Payload) -> Result<(), NotNow> {
+        let replica = self.recovery.replica.clone();
+        let put = tokio::task::spawn_blocking(move || replica.put_blocks(&key, &blocks, &payload));
+        put.await.map_err(|_| NotNow)?.map_err(|_| NotNow)
+    }
+
+    /// In the object's lane: the copy has the source's version, then the writes kept meanwhile are applied.
+    async fn finish(&self, key: ObjectKey, version: Version) -> Result<(), NotNow> {
+        self.recovery.replica.finish_pull(key, self.since, version).await.map_err(|_| NotNow)
+    }
+
+    async fn remove(&self, name: Name) -> Result<(), NotNow> {
+        let replica = self.recovery.replica.clone();
+        let key = ObjectKey { copies: self.copies, slot: self.slot, oid: name.0, birth: name.1 };
+        let removed =
+            tokio::task::spawn_blocking(move || replica.store().remove(&key).map_err(|e| replica.status(e)));
+        removed.await.map_err(|_| NotNow)?.map_err(|_| NotNow)?;
+        self.fill(|fill| fill.removed(name));
+        Ok(())
+    }
+}

@@ -1,0 +1,177 @@
+//! Requests of other nodes: to the log, to this node's copies, to its owners.
+//!
+//! Called by the peer server's reader tasks, so nothing here waits: what does is done in tasks of its own.
+
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use prost::Message;
+use std::time::Duration;
+use tokio_util::task::TaskTracker;
+use wire::frame::Payload;
+use wire::id::NodeId;
+use wire::peer::{IntroduceMessage, NodeStatusReply, RenewRequest, Status, SuspectRequest, op};
+
+use crate::cluster::log::{LogNet, LogOp, NetError};
+use crate::cluster::state::ClusterState;
+use crate::gateway::Forwarded;
+use crate::membership::{Membership, Ring};
+use crate::peer::{CallError, Class, PeerInfo, Peers, Request, Responder, Service};
+use crate::replica::{self, Replica};
+
+/// What requests need once the node has started.
+pub(crate) struct Started {
+    pub(crate) ring: Arc<Ring>,
+    pub(crate) replica: Option<Arc<Replica>>,
+    pub(crate) forwarded: Forwarded,
+    pub(crate) status: Box<dyn Fn() -> NodeStatusReply + Send + Sync>,
+    pub(crate) shutdown: tokio_util::sync::CancellationToken,
+}
+
+/// Serves other nodes. Before the log has started only introductions are answered.
+pub(crate) struct NodeService {
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) peers: OnceLock<Peers>,
+    pub(crate) started: OnceLock<Arc<Started>>,
+    pub(crate) tasks: TaskTracker,
+}
+
+fn refuse(reply: Responder, status: Status) {
+    reply.send(status as u16, Bytes::new(), Payload::empty());
+}
+
+fn accept(reply: Responder, message: impl Message) {
+    reply.send(Status::Ok as u16, message.encode_to_vec().into(), Payload::empty());
+}
+
+impl Service for NodeService {
+    fn submit(&self, from: &Arc<PeerInfo>, request: Request, reply: Responder) {
+        if request.op == op::INTRODUCE {
+            return self.introduce(from, &request, reply);
+        }
+        let Some(started) = self.started.get() else { return refuse(reply, Status::Busy) };
+        match from.class {
+            Class::Replica => match &started.replica {
+                None => refuse(reply, Status::Invalid),
+                Some(replica) => {
+                    replica::serve(
+                        replica,
+                        request.op,
+                        request.meta,
+                        request.payload,
+                        move |s, meta, payload| {
+                            reply.send(s as u16, meta, payload);
+                        },
+                    );
+                }
+            },
+            Class::Forward => started.forwarded.submit(from, request, reply),
+            Class::Control => self.control(started.clone(), request, reply),
+        }
+    }
+
+    fn closed(&self, _from: &Arc<PeerInfo>) {}
+}
+
+impl NodeService {
+    fn introduce(&self, from: &Arc<PeerInfo>, request: &Request, reply: Responder) {
+        let Ok(message) = IntroduceMessage::decode(request.meta.clone()) else {
+            return refuse(reply, Status::Invalid);
+        };
+        let Some(peers) = self.peers.get().cloned() else { return refuse(reply, Status::Busy) };
+        let state = self.started.get().map(|s| s.ring.view.state());
+        let (membership, ip) = (self.membership.clone(), from.address.ip());
+        // It may write down a start counter.
+        self.tasks.spawn_blocking(move || {
+            let empty = ClusterState::default();
+            let ip = (!ip.is_unspecified()).then_some(ip);
+            accept(reply, membership.introduced(&message, ip, &peers, state.as_deref().unwrap_or(&empty)));
+        });
+    }
+
+    fn control(&self, started: Arc<Started>, request: Request, reply: Responder) {
+        match request.op {
+            op::RENEW => {
+                let Ok(renew) = RenewRequest::decode(request.meta) else {
+                    return refuse(reply, Status::Invalid);
+                };
+                let granted = started.ring.leader.renew(renew.session.into());
+                refuse(reply, if granted { Status::Ok } else { Status::Busy });
+            }
+            op::SUSPECT => {
+                let Ok(suspect) = SuspectRequest::decode(request.meta) else {
+                    return refuse(reply, Status::Invalid);
+                };
+                started.ring.leader.suspect(NodeId(suspect.session.node));
+                refuse(reply, Status::Ok);
+            }
+            op::LOG => {
+                let Some((op, body)) = split_log(&request.meta) else {
+                    return refuse(reply, Status::Invalid);
+                };
+                self.tasks.spawn(async move {
+                    match started.ring.log.handle_rpc(op, &body).await {
+                        Ok(answer) => reply.send(Status::Ok as u16, answer.into(), Payload::empty()),
+                        Err(failure) => {
+                            let text = failure.to_string().into_bytes().into();
+                            reply.send(Status::Refused as u16, text, Payload::empty());
+                        }
+                    }
+                });
+            }
+            op::JOIN => {
+                let Ok(message) = IntroduceMessage::decode(request.meta) else {
+                    return refuse(reply, Status::Invalid);
+                };
+                let membership = self.membership.clone();
+                self.tasks.spawn(async move {
+                    match membership.join_asked(&started.ring, message).await {
+                        Some(answer) => accept(reply, answer),
+                        None => refuse(reply, Status::Busy),
+                    }
+                });
+            }
+            op::NODE_STATUS => {
+                self.tasks.spawn_blocking(move || accept(reply, (started.status)()));
+            }
+            op::SHUTDOWN => {
+                started.shutdown.cancel();
+                refuse(reply, Status::Ok);
+            }
+            _ => refuse(reply, Status::Invalid),
+        }
+    }
+}
+
+fn split_log(meta: &Bytes) -> Option<(LogOp, Bytes)> {
+    let op = LogOp::try_from(*meta.first()?).ok()?;
+    Some((op, meta.slice(1..)))
+}
+
+/// Carries the cluster log's messages over the mesh.
+pub(crate) struct MeshLogNet {
+    pub(crate) peers: Peers,
+}
+
+#[async_trait]
+impl LogNet for MeshLogNet {
+    async fn call(
+        &self,
+        to: NodeId,
+        op: LogOp,
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, NetError> {
+        let mut meta = Vec::with_capacity(1 + body.len());
+        meta.push(op as u8);
+        meta.extend_from_slice(&body);
+        let call = self.peers.call(to, Class::Control, op::LOG, meta.into(), Payload::empty(), Some(timeout));
+        match call.await {
+            Ok(reply) if reply.status == Status::Ok as u16 => Ok(reply.meta.to_vec()),
+            Ok(reply) => Err(NetError::Failed(String::from_utf8_lossy(&reply.meta).into_owned())),
+            Err(CallError::Unreachable { .. } | CallError::Rejected(_)) => Err(NetError::Unreachable),
+            Err(error) => Err(NetError::Failed(error.to_string())),
+        }
+    }
+}
