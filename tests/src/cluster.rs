@@ -127,20 +127,23 @@ impl Ring {
     /// Founds the ring once all sheep know each other, and waits until it is whole.
     #[track_caller]
     pub fn format(&mut self, copies: usize) {
-        self.wait_nodes(self.sheep.len());
+        self.wait_nodes(self.sheep.len(), "waiting");
         self.dog(0, &["cluster", "format", "-c", &copies.to_string()]).ok();
         self.wait_full();
     }
 
-    /// Waits until sheep 0 lists `count` nodes.
+    /// Waits until every running sheep lists `count` nodes, and all of them in this state.
     #[track_caller]
-    pub fn wait_nodes(&self, count: usize) {
-        let at = self.any();
-        wait::until(RING_LIMIT, &format!("{count} nodes are listed"), || {
-            let output = self.dog(at, &["-o", "json", "node", "list"]);
-            let listed = (output.status == 0).then(|| output.json().as_array().map_or(0, Vec::len));
-            if listed == Some(count) { Ok(()) } else { Err(output.to_string()) }
-        });
+    pub fn wait_nodes(&self, count: usize, status: &str) {
+        for index in (0..self.count()).filter(|&index| self[index].is_running()) {
+            wait::until(RING_LIMIT, &format!("sheep {index} lists {count} nodes as {status}"), || {
+                let output = self.dog(index, &["-o", "json", "node", "list"]);
+                let json = if output.status == 0 { output.json() } else { Value::Null };
+                let nodes = json.as_array().map(Vec::as_slice).unwrap_or_default();
+                let right = nodes.len() == count && nodes.iter().all(|node| node["status"] == status);
+                if right { Ok(()) } else { Err(output) }
+            });
+        }
     }
 
     /// Waits until the ring says that every slot has its full redundancy.

@@ -43,7 +43,7 @@ fn a_disk_survives_a_restart_and_a_kill() {
     ring[0].start();
     qemu_io(&uri, &written);
     qemu_io(&uri, &["read -P 0x44 4M 1M"]);
-    ring.check(0).expect("full redundancy");
+    ring.wait_full();
     ring.dog(0, &["vdi", "check", "my-disk"]).ok();
 }
 
@@ -85,7 +85,7 @@ fn its_directory_becomes_the_first_node_of_a_ring() {
     for _ in 0..2 {
         ring.join(&[]);
     }
-    ring.wait_nodes(3);
+    ring.wait_nodes(3, "up");
     ring.wait_full();
     qemu_io(&ring.uri(2, "old"), &["read -P 0x55 1M 9M", "read -P 0 10M 54M"]);
     ring.dog(0, &["vdi", "create", "new", "64M", "-c", "3"]).ok();

@@ -11,7 +11,7 @@ use tests::wait;
 #[test]
 fn a_format_needs_as_many_nodes_as_copies_and_happens_once() {
     let ring = Ring::waiting(2);
-    ring.wait_nodes(2);
+    ring.wait_nodes(2, "waiting");
     for index in 0..2 {
         let nodes = ring.dog_json(index, &["node", "list"]);
         let nodes = nodes.as_array().expect("an array");
@@ -77,11 +77,11 @@ fn a_seed_may_be_down_and_may_be_the_sheep_itself() {
         ring[index].kill();
         ring[index].start();
     }
-    ring.wait_nodes(2);
+    ring.wait_nodes(2, "waiting");
     ring.dog(0, &["cluster", "format", "-c", "2"]).ok();
     ring.wait_full();
     ring[down].start();
-    ring.wait_nodes(3);
+    ring.wait_nodes(3, "up");
     ring.wait_full();
 }
 
@@ -96,7 +96,7 @@ fn a_fourth_node_takes_its_share() {
     drop(client);
     let before = ring.digest(0, "vol");
     let new = ring.join(&[]);
-    ring.wait_nodes(4);
+    ring.wait_nodes(4, "up");
     let id = ring.id(new);
     wait::until(Duration::from_secs(60), "the fourth node holds objects", || {
         ring.check(0)?;
@@ -235,7 +235,7 @@ fn a_newer_format_is_refused() {
     assert_eq!(fs::read_to_string(&format).expect("still there"), was.replace('1', "7"));
     fs::write(&format, was).expect("written");
     ring[0].start();
-    ring.check(0).expect("as before");
+    ring.wait_full();
 }
 
 #[test]
