@@ -263,6 +263,12 @@ impl Membership {
         let me = self.me.session().node;
         let voters: Vec<NodeId> = identity.voters.iter().filter_map(|v| v.parse().ok()).collect();
         let others: Vec<NodeId> = self.known.lock().keys().copied().filter(|n| *n != me).collect();
+        // When the whole ring starts at once, nobody is there yet to tell where the others are.
+        for (id, mesh) in &identity.peers {
+            if let (Ok(node), Ok(address)) = (id.parse(), mesh.parse()) {
+                peers.set_address(node, address);
+            }
+        }
         let need = voters.len() / 2 + 1;
         let mut answered: Vec<NodeId> = vec![me];
         let mut seen = 0;
