@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::{Index, IndexMut};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -238,6 +239,11 @@ impl Ring {
         info["epoch"].as_u64().unwrap_or_else(|| panic!("no epoch in {info}"))
     }
 
+    /// Bytes of disk that all sheep's objects take.
+    pub fn stored(&self) -> u64 {
+        self.sheep.iter().map(|sheep| disk_usage(&sheep.dir.join("objects"))).sum()
+    }
+
     /// Where a sheep serves NBD.
     pub fn nbd(&self, index: usize) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self[index].ports.nbd))
@@ -286,6 +292,17 @@ impl Ring {
 pub fn sdcluster(seeds: impl Iterator<Item = u16>) -> Vec<String> {
     let seeds = seeds.flat_map(|port| ["--seed".to_owned(), format!("127.0.0.1:{port}")]);
     ["--cluster-driver".to_owned(), "sdcluster".to_owned()].into_iter().chain(seeds).collect()
+}
+
+/// Files may come and go meanwhile.
+fn disk_usage(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let usage = entries.map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => disk_usage(&entry.path()),
+        Ok(meta) => meta.blocks() * 512,
+        Err(_) => 0,
+    });
+    usage.sum()
 }
 
 impl Index<usize> for Ring {

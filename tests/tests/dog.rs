@@ -140,7 +140,7 @@ fn the_vdi_verbs() {
     assert_eq!(whole.len(), 64 << 20);
     assert!(whole[1 << 20..][..data.len()] == data && whole[..1 << 20].iter().all(|byte| *byte == 0));
     ring.dog(0, &["vdi", "read", "vol", "65M", "1"]).exits(2);
-    ring.dog_with(0, &["vdi", "write", "vol", "63M"], &vec![1; 2 << 20]).exits(2);
+    ring.dog_with(0, &["vdi", "write", "vol", "64M"], &[1; 512]).exits(2);
     let short = ring.dog_with(0, &["vdi", "write", "vol", "0", "1024"], &[1; 512]);
     assert_eq!(short.status, 1, "stdin ended early: {short}");
 
@@ -186,7 +186,7 @@ fn what_is_used_shrinks_with_a_trim_and_a_deletion_frees_the_disk() {
     ring.create("vol", "64M");
     let mut client = ring.open(0, "vol");
     let used = || ring.dog_json(1, &["vdi", "info", "vol"])["used"].as_u64().expect("a number");
-    let stored = || ring.dog_json(1, &["cluster", "info"])["space"]["used"].as_u64().expect("a number");
+    let stored = || ring.stored();
     assert_eq!(used(), 0);
     let empty = stored();
     client.write(0, &[1; 16 << 20]).expect("written");
@@ -295,7 +295,7 @@ fn ring_unreachable(ring: &Ring) {
 #[test]
 fn a_large_vdi_is_made_at_once_and_takes_next_to_nothing() {
     let ring = Ring::alone(3);
-    let stored = || ring.dog_json(1, &["cluster", "info"])["space"]["used"].as_u64().expect("a number");
+    let stored = || ring.stored();
     let empty = stored();
     let begin = Instant::now();
     ring.create("large", "16T");
@@ -310,6 +310,19 @@ fn a_large_vdi_is_made_at_once_and_takes_next_to_nothing() {
     assert!(grown < 1 << 20, "{grown} bytes for one block");
     ring.create("largest", "16P");
     assert_eq!(ring.open(0, "largest").size(), 16 << 50);
+}
+
+#[test]
+fn the_space_in_use_is_that_of_objects_and_not_of_the_file_system() {
+    let ring = Ring::formatted(3);
+    let used = || ring.dog_json(0, &["cluster", "info"])["space"]["used"].as_u64().expect("a number");
+    assert!(used() < 1 << 20, "{} bytes in an empty ring", used());
+    ring.create("vol", "64M");
+    ring.open(0, "vol").write(0, &[1; 4 << 20]).expect("written");
+    wait::until(Duration::from_secs(20), "three copies of 4 MiB", || {
+        let now = used();
+        if (12 << 20..14 << 20).contains(&now) { Ok(()) } else { Err(now) }
+    });
 }
 
 #[test]
