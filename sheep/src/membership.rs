@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -66,6 +67,8 @@ pub(crate) struct Membership {
     seeds: Vec<Address>,
     local: bool,
     nonce: u64,
+    /// Set once this node leaves: the session that ends is not followed by another.
+    leaving: AtomicBool,
     /// Why this node must not go on, once that is known.
     fatal: tokio::sync::watch::Sender<Option<String>>,
 }
@@ -103,6 +106,7 @@ impl Membership {
             seeds,
             local,
             nonce: rand::random(),
+            leaving: AtomicBool::new(false),
             fatal: tokio::sync::watch::channel(None).0,
         })
     }
@@ -259,6 +263,12 @@ impl Membership {
         let me = self.me.session().node;
         let voters: Vec<NodeId> = identity.voters.iter().filter_map(|v| v.parse().ok()).collect();
         let others: Vec<NodeId> = self.known.lock().keys().copied().filter(|n| *n != me).collect();
+        // When the whole ring starts at once, nobody is there yet to tell where the others are.
+        for (id, mesh) in &identity.peers {
+            if let (Ok(node), Ok(address)) = (id.parse(), mesh.parse()) {
+                peers.set_address(node, address);
+            }
+        }
         let need = voters.len() / 2 + 1;
         let mut answered: Vec<NodeId> = vec![me];
         let mut seen = 0;
@@ -363,7 +373,7 @@ impl Membership {
         loop {
             let state = ring.view.state();
             let me = self.me.session();
-            if state.is_live(me) {
+            if state.is_live(me) || self.leaving.load(Ordering::SeqCst) {
                 refused_since = None;
                 ring.view.change(Duration::from_secs(1)).await;
                 continue;
@@ -530,6 +540,7 @@ impl Membership {
 
     /// Leaves in order. Everything that this node holds must be durable.
     pub(crate) async fn leave(&self, ring: &Ring) {
+        self.leaving.store(true, Ordering::SeqCst);
         ring.lease.give_up();
         let entry = ClusterEntry::Leave { session: self.me.session(), now_ms: now_ms() };
         if let Err(error) = ring.log.propose(entry, Duration::from_secs(1)).await {

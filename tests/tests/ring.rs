@@ -1,0 +1,279 @@
+//! Founding, joining, and which directory is whose.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::Value;
+use tests::cluster::{Ring, sdcluster};
+use tests::oracle::fill;
+use tests::wait;
+
+#[test]
+fn a_format_needs_as_many_nodes_as_copies_and_happens_once() {
+    let ring = Ring::waiting(2);
+    ring.wait_nodes(2, "waiting");
+    for index in 0..2 {
+        let nodes = ring.dog_json(index, &["node", "list"]);
+        let nodes = nodes.as_array().expect("an array");
+        assert!(nodes.iter().all(|node| node["status"] == "waiting"), "{nodes:?}");
+        assert_eq!(nodes.iter().filter(|node| node["self"] == true).count(), 1);
+        for key in ["id", "host", "port", "zone", "vnodes", "space"] {
+            assert!(nodes.iter().all(|node| !node[key].is_null()), "{key}: {nodes:?}");
+        }
+    }
+    let refused = ring.dog(0, &["cluster", "format", "-c", "3"]).exits(1);
+    assert!(refused.stderr.contains("--force"), "{refused}");
+    ring.dog(0, &["cluster", "format", "-c", "3", "--force"]).ok();
+    ring.dog(0, &["cluster", "check"]).exits(1);
+    for index in 0..2 {
+        ring.dog(index, &["cluster", "format", "-c", "2"]).exits(1);
+    }
+}
+
+#[test]
+fn every_sheep_shows_the_same_ring_and_the_same_data() {
+    let ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    let mut client = ring.open(1, "vol");
+    for block in 0..40 {
+        client.write(block * (1 << 20) + 512, &fill(block + 1, block, 4096, 17)).expect("written");
+    }
+    drop(client);
+    ring.assert_same_everywhere("vol");
+
+    let seen = |index: usize| {
+        let mut info = ring.dog_json(index, &["cluster", "info"]);
+        let space = info.as_object_mut().and_then(|info| info.remove("space"));
+        assert!(space.is_some());
+        info
+    };
+    wait::until(Duration::from_secs(10), "cluster info is the same everywhere", || {
+        let all = [seen(0), seen(1), seen(2)];
+        if all[0] == all[1] && all[1] == all[2] { Ok(()) } else { Err(format!("{all:?}")) }
+    });
+    let info = seen(0);
+    assert_eq!(
+        (&info["status"], &info["nodes"], &info["copies"]),
+        (&"ok".into(), &3.into(), &3.into()),
+        "{info}"
+    );
+    assert_eq!(info["voters"].as_array().map(Vec::len), Some(3), "{info}");
+    let ids = |index: usize| -> Vec<Value> {
+        let nodes = ring.dog_json(index, &["node", "list"]);
+        nodes.as_array().expect("an array").iter().map(|node| node["id"].clone()).collect()
+    };
+    assert_eq!(ids(0), ids(2));
+}
+
+#[test]
+fn a_seed_may_be_down_and_may_be_the_sheep_itself() {
+    let mut ring = Ring::waiting(2);
+    let down = ring.add(vec![]);
+    let all: Vec<_> = (0..3).map(|index| ring[index].ports.admin).collect();
+    for index in 0..3 {
+        ring[index].options = sdcluster(all.iter().copied());
+    }
+    for index in 0..2 {
+        ring[index].kill();
+        ring[index].start();
+    }
+    ring.wait_nodes(2, "waiting");
+    ring.dog(0, &["cluster", "format", "-c", "2"]).ok();
+    ring.wait_full();
+    ring[down].start();
+    ring.wait_nodes(3, "up");
+    ring.wait_full();
+}
+
+#[test]
+fn a_fourth_node_takes_its_share() {
+    let mut ring = Ring::formatted(3);
+    ring.create("vol", "256M");
+    let mut client = ring.open(0, "vol");
+    for object in 0..64u64 {
+        client.write(object << 22, &fill(object + 1, object, 65536, 1)).expect("written");
+    }
+    drop(client);
+    let before = ring.digest(0, "vol");
+    let new = ring.join(&[]);
+    ring.wait_nodes(4, "up");
+    let id = ring.id(new);
+    wait::until(Duration::from_secs(60), "the fourth node holds objects", || {
+        ring.check(0)?;
+        let objects = ring.dog_json(0, &["vdi", "object", "vol"]);
+        let held = objects.as_array().expect("an array").iter();
+        let held = held.filter(|object| object["copies"].to_string().contains(&id)).count();
+        if held > 10 { Ok(()) } else { Err(format!("{held} of 64 objects")) }
+    });
+    assert_eq!(ring.digest(new, "vol"), before);
+    ring.assert_same_everywhere("vol");
+    let info = ring.dog_json(new, &["node", "info"]);
+    assert_eq!(info["slots_catching_up"], 0, "{info}");
+}
+
+#[test]
+fn a_node_keeps_its_identity_at_another_address() {
+    let mut ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    ring.open(0, "vol").write(0, &[7; 4096]).expect("written");
+    let id = ring.id(2);
+    ring[2].terminate();
+    let other = tests::port::allocate();
+    ring[2].ports = other;
+    ring[2].start();
+    wait::until(Duration::from_secs(30), "the new address is known", || {
+        let nodes = ring.dog_json(0, &["node", "list"]);
+        let nodes = nodes.as_array().expect("an array").clone();
+        let found = nodes
+            .iter()
+            .any(|node| node["id"] == id.as_str() && node["port"] == other.admin && node["status"] == "up");
+        if found && nodes.len() == 3 { Ok(()) } else { Err(format!("{nodes:?}")) }
+    });
+    ring.wait_full();
+    ring.assert_same_everywhere("vol");
+}
+
+#[test]
+fn a_node_of_another_ring_is_refused_with_its_directory_unharmed() {
+    let ring = Ring::formatted(1);
+    ring.create("mine", "64M");
+    let mut other = Ring::formatted(1);
+    other.create("theirs", "64M");
+    other.open(0, "theirs").write(0, &[9; 4096]).expect("written");
+    other[0].terminate();
+    let own = other[0].options.clone();
+    other[0].options = sdcluster([ring[0].ports.admin].into_iter());
+    // Whether it refuses to start or serves its own ring alone, it says what is wrong and joins nothing.
+    match other[0].try_start() {
+        Err(refusal) => assert!(refusal.stderr.contains("ring"), "{refusal:?}"),
+        Ok(()) => wait::until(Duration::from_secs(10), "it says so", || {
+            if other[0].log().contains("another ring") { Ok(()) } else { Err(other[0].tail()) }
+        }),
+    }
+    assert_eq!(ring.dog_json(0, &["node", "list"]).as_array().map(Vec::len), Some(1));
+    other[0].kill();
+    other[0].options = own;
+    other[0].start();
+    assert_eq!(other.open(0, "theirs").read(0, 4096).expect("read"), [9; 4096]);
+}
+
+#[test]
+fn a_directory_has_one_sheep() {
+    let mut ring = Ring::formatted(1);
+    let second = ring.add(vec![]);
+    ring[second].dir = ring[0].dir.clone();
+    let refusal = ring[second].try_start().expect_err("it is locked");
+    assert!(!refusal.status.success());
+    let holder = ring[0].pid().to_string();
+    assert!(refusal.stderr.contains(&holder), "names the process {holder}: {refusal:?}");
+    ring.check(0).expect("the first is not disturbed");
+}
+
+#[test]
+fn a_copied_directory_is_not_taken_for_the_node() {
+    let mut ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    let mut client = ring.open(0, "vol");
+    client.write(0, &[1; 8192]).expect("written");
+    let id = ring.id(2);
+    ring[2].kill();
+    let copy = ring.work().join("copy");
+    let (from, to) = (ring[2].dir.display().to_string(), copy.display().to_string());
+    tests::tool::run(Duration::from_secs(30), "cp", &["-a", &from, &to]).ok();
+    ring[2].start();
+    ring.wait_full();
+    client.write(0, &[2; 8192]).expect("written");
+
+    // The copy beside the original: either it does not start or it is another, empty node.
+    let options = ring[2].options.clone();
+    let fourth = ring.add(options);
+    ring[fourth].dir.clone_from(&copy);
+    if let Err(refusal) = ring[fourth].try_start() {
+        assert!(!refusal.stderr.is_empty(), "{refusal:?}");
+    } else {
+        assert_ne!(ring.id(fourth), id);
+    }
+    assert_eq!(ring.id(2), id);
+    for index in 0..3 {
+        let data = ring.open(index, "vol").read(0, 8192).expect("read");
+        assert_eq!(data, [2; 8192], "through {index}");
+    }
+    ring[fourth].kill();
+
+    // The copy instead of the original, which went on meanwhile: a rolled-back disk.
+    ring[2].kill();
+    let original = ring.work().join("original");
+    fs::rename(&ring[2].dir, &original).expect("moved");
+    fs::rename(&copy, &ring[2].dir).expect("moved");
+    let started = ring[2].try_start();
+    client.write(16384, &[3; 512]).expect("written");
+    if started.is_ok() {
+        wait::until(Duration::from_secs(30), "it serves what is current", || {
+            let mut other = ring.open(2, "vol");
+            match other.read(0, 8192) {
+                Ok(data) if data == [2; 8192] => Ok(()),
+                // Old data is never right, not even for a moment.
+                Ok(data) => panic!("rolled back: {:?}", &data[..4]),
+                Err(error) => Err(error),
+            }
+        });
+    }
+    for index in 0..2 {
+        assert_eq!(ring.open(index, "vol").read(0, 8192).expect("read"), [2; 8192], "through {index}");
+    }
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let mut ring = Ring::formatted(1);
+    ring[0].terminate();
+    let format = ring[0].dir.join("objects/format");
+    let was = fs::read_to_string(&format).expect("the store's format file");
+    fs::write(&format, was.replace('1', "7")).expect("written");
+    let refusal = ring[0].try_start().expect_err("a format it does not know");
+    assert!(refusal.stderr.contains("format"), "{refusal:?}");
+    assert_eq!(fs::read_to_string(&format).expect("still there"), was.replace('1', "7"));
+    fs::write(&format, was).expect("written");
+    ring[0].start();
+    ring.wait_full();
+}
+
+#[test]
+fn zones_hold_one_copy_each_while_there_are_enough() {
+    let mut ring = Ring::with_options(&[&["-z", "a"], &["-z", "a"], &["-z", "b"], &["-z", "b"]]);
+    ring.format(2);
+    ring.create("vol", "128M");
+    let mut client = ring.open(0, "vol");
+    for object in 0..32u64 {
+        client.write(object << 22, &[1; 512]).expect("written");
+    }
+    let nodes = ring.dog_json(0, &["node", "list"]);
+    let zone = |id: &Value| {
+        let found = nodes.as_array().expect("an array").iter().find(|node| node["id"] == *id);
+        found.expect("a listed node")["zone"].clone()
+    };
+    let objects = ring.dog_json(0, &["vdi", "object", "vol"]);
+    let objects = objects.as_array().expect("an array");
+    assert_eq!(objects.len(), 32);
+    for object in objects {
+        let copies = object["copies"].as_array().expect("an array");
+        assert_eq!(copies.len(), 2, "{object}");
+        assert_ne!(zone(&copies[0]["node"]), zone(&copies[1]["node"]), "{object}");
+    }
+}
+
+#[test]
+fn a_gateway_stores_nothing_and_serves_everything() {
+    let mut ring = Ring::with_options(&[&[], &[], &["--gateway"]]);
+    ring.format(2);
+    ring.create("vol", "64M");
+    ring.open(2, "vol").write(5 << 20, &[4; 65536]).expect("written");
+    assert_eq!(ring.open(0, "vol").read(5 << 20, 65536).expect("read"), [4; 65536]);
+    let id = ring.id(2);
+    let info = ring.dog_json(2, &["cluster", "info"]);
+    assert!(!info["voters"].to_string().contains(&id), "{info}");
+    let objects = ring.dog_json(2, &["vdi", "object", "vol"]);
+    assert!(!objects.to_string().contains(&id), "{objects}");
+    ring[2].kill();
+    ring.check(0).expect("a gateway's death costs no redundancy");
+}
