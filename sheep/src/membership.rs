@@ -53,6 +53,9 @@ const JOIN_AGAIN: Duration = Duration::from_millis(50);
 /// Whoever is told for this long that its directory's last session is alive has a copy of it.
 const DUPLICATE_AFTER: Duration = Duration::from_secs(5);
 
+/// Whoever finds no leader for this long starts its log without having been let in.
+const NO_LEADER_AFTER: Duration = Duration::from_millis(1_500);
+
 struct Known {
     info: NodeInfo,
     heard: Option<Instant>,
@@ -157,8 +160,17 @@ impl Membership {
         from: Option<IpAddr>,
         peers: &Peers,
         state: &ClusterState,
+        fresh: bool,
     ) -> IntroduceMessage {
-        self.learn(message, from, peers);
+        // While a ring with a leader has the node alive as another process, this one may be a copy of its
+        // directory: nobody is to be led to it before the leader has let it in.
+        let speaker = Session::from(message.me.session).node;
+        let other = state
+            .node(speaker)
+            .is_some_and(|n| n.live_session().is_some() && n.spec.process != message.me.process);
+        if !(fresh && other) {
+            self.learn(message, from, peers);
+        }
         let them = Session::from(message.me.session);
         let mut identity = self.identity.lock();
         let id = them.node.to_string();
@@ -239,6 +251,15 @@ impl Membership {
     }
 
     fn heed(&self, reply: &IntroduceMessage, state: &ClusterState) {
+        if let Some(ours) = self.cluster().filter(|_| !reply.me.cluster.is_empty())
+            && bytes_of(ours) != reply.me.cluster
+        {
+            self.stop(format!(
+                "this directory belongs to ring {ours}, but the sheep at {} belongs to another one; point \
+                 --seed at its own ring, or start with an empty directory",
+                reply.me.admin
+            ));
+        }
         let ours =
             reply.me.cluster.is_empty() || self.cluster().is_some_and(|c| bytes_of(c) == reply.me.cluster);
         if reply.removed && ours && state.node(self.me.session().node).is_none() {
@@ -257,8 +278,57 @@ impl Membership {
     /// until enough of them have answered: a majority of the log's voters, this node counted (rule 3).
     ///
     /// Returns the highest start seen; not below this node's own means that the directory was copied or
-    /// rolled back.
-    pub(crate) async fn start_seen(&self, peers: &Peers) -> u64 {
+    /// rolled back. An error says why the node must not start.
+    pub(crate) async fn start_seen(&self, peers: &Peers) -> Result<u64, String> {
+        let mut fatal = self.fatal();
+        tokio::select! {
+            seen = self.ask_start_seen(peers) => Ok(seen),
+            why = fatal.wait_for(Option::is_some) => Err(why.ok().and_then(|w| w.clone()).unwrap_or_default()),
+        }
+    }
+
+    /// Asks to be let in before this node's log starts: while its last session is alive the directory is a
+    /// copy, and a copy must not vote. Where no leader can say, the log is needed to make one.
+    pub(crate) async fn join_first(&self, peers: &Peers) -> Result<(), String> {
+        let began = Instant::now();
+        let mut heard = began;
+        loop {
+            let known: Vec<NodeId> = self.known.lock().keys().copied().collect();
+            let mut answered = false;
+            for node in known {
+                let meta = self.message().encode_to_vec().into();
+                let patience = Some(INTRODUCE_PATIENCE);
+                let call = peers.call(node, Class::Control, op::JOIN, meta, Payload::empty(), patience);
+                let Ok(reply) = call.await else { continue };
+                let Ok(reply) = IntroduceMessage::decode(reply.meta) else { continue };
+                if reply.me.session.node == 0 {
+                    continue;
+                }
+                answered = true;
+                if !reply.refused.is_empty() {
+                    return Err(reply.refused);
+                }
+                if !reply.duplicate && reply.joined {
+                    return Ok(());
+                }
+            }
+            if answered {
+                heard = Instant::now();
+            }
+            if began.elapsed() > DUPLICATE_AFTER && answered {
+                return Err(format!(
+                    "node {} is running elsewhere: this directory is a copy; start with an empty one",
+                    self.me.session().node
+                ));
+            }
+            if heard.elapsed() > NO_LEADER_AFTER {
+                return Ok(());
+            }
+            tokio::time::sleep(JOIN_AGAIN).await;
+        }
+    }
+
+    async fn ask_start_seen(&self, peers: &Peers) -> u64 {
         let identity = self.identity.lock().identity.clone();
         let me = self.me.session().node;
         let voters: Vec<NodeId> = identity.voters.iter().filter_map(|v| v.parse().ok()).collect();
@@ -466,7 +536,8 @@ impl Membership {
     pub(crate) async fn join_here(&self, ring: &Ring, spec: NodeSpec) -> IntroduceMessage {
         let mut reply = self.message();
         match ring.leader.join(spec, now_ms()).await {
-            Ok(_) | Err(JoinError::NotLeader | JoinError::Log(_)) => {}
+            Ok(_) => reply.joined = true,
+            Err(JoinError::NotLeader | JoinError::Log(_)) => {}
             Err(JoinError::StillAlive) => reply.duplicate = true,
             Err(JoinError::Refused(Refusal::NodeRemoved(node))) => {
                 reply.removed = true;

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,7 @@ use wire::frame::Payload;
 use wire::id::{ClusterId, NodeId, Session};
 use wire::mesh::Introduction;
 use wire::mesh::introductions_server::{Introductions, IntroductionsServer};
-use wire::peer::{IntroduceMessage, NodeStatusReply, SuspectRequest, op};
+use wire::peer::{IntroduceMessage, NodeStatusReply, Status, SuspectRequest, op};
 use wire::policy::Copies;
 
 use crate::admin::{self, Admin, FormatError, Host};
@@ -251,7 +252,8 @@ impl Node {
             if local || membership.identity().lock().identity.cluster.is_none() {
                 break (me, membership, service, peers, listener);
             }
-            if membership.start_seen(&peers).await < me.session().start {
+            if membership.start_seen(&peers).await.map_err(NodeError::Fatal)? < me.session().start {
+                membership.join_first(&peers).await.map_err(NodeError::Fatal)?;
                 break (me, membership, service, peers, listener);
             }
             if let Some(listener) = listener {
@@ -314,8 +316,12 @@ impl Node {
             gateway: gateway.clone(),
             recovery: recovery.clone(),
             shutdown: shutdown.clone(),
+            dir: ground.dir.clone(),
+            used: DiskUse::default(),
+            started_ms: now_ms(),
+            nbd: OnceLock::new(),
         });
-        let status = host.clone();
+        let (status, listening) = (host.clone(), host.clone());
         let started = Started {
             ring: ring.clone(),
             replica: replica.clone(),
@@ -352,6 +358,10 @@ impl Node {
         } else {
             Some(nbd::Server::start(nbd_config, exports).await?)
         };
+        let mut served: Vec<String> =
+            nbd.iter().flat_map(|n| n.addresses()).map(|address| address.to_string()).collect();
+        served.extend(config.nbd.socket.iter().map(|path| format!("unix:{}", path.display())));
+        _ = listening.nbd.set(served);
         let mut line = format!("sheep {} serves: admin {admin_address}", me.session().node);
         if let Some(mesh) = mesh_listen {
             line += &format!(", mesh {mesh}");
@@ -539,8 +549,9 @@ impl Introductions for EarlyIntroductions {
             return Err(tonic::Status::unavailable("the node is starting"));
         };
         let state = service.started.get().map(|s| s.ring.view.state()).unwrap_or_default();
+        let fresh = service.started.get().is_some_and(|s| s.ring.lease.is_valid());
         let answered = tokio::task::spawn_blocking(move || {
-            service.membership.introduced(&message, from, &peers, &state)
+            service.membership.introduced(&message, from, &peers, &state, fresh)
         });
         let reply = answered.await.map_err(|error| tonic::Status::internal(error.to_string()))?;
         Ok(tonic::Response::new(Introduction { message: reply.encode_to_vec().into() }))
@@ -557,16 +568,72 @@ struct NodeHost {
     gateway: Arc<Gateway>,
     recovery: Option<Arc<Recovery>>,
     shutdown: CancellationToken,
+    dir: PathBuf,
+    used: DiskUse,
+    started_ms: u64,
+    /// Where NBD listens, once it does.
+    nbd: OnceLock<Vec<String>>,
+}
+
+/// Bytes of memory that the process holds.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()));
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
+/// What the objects take on disk: counted when asked, but not more often than every few seconds.
+#[derive(Default)]
+struct DiskUse(Mutex<Option<(std::time::Instant, u64)>>);
+
+impl DiskUse {
+    const FRESH: Duration = Duration::from_secs(2);
+
+    /// Blocks.
+    fn bytes(&self, dir: &Path) -> u64 {
+        let mut counted = self.0.lock();
+        match *counted {
+            Some((when, bytes)) if when.elapsed() < Self::FRESH => bytes,
+            _ => {
+                let bytes = allocated_below(dir);
+                *counted = Some((std::time::Instant::now(), bytes));
+                bytes
+            }
+        }
+    }
+}
+
+/// Bytes allocated to files below a directory; what vanishes meanwhile does not count.
+fn allocated_below(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(meta) if meta.is_dir() => allocated_below(&entry.path()),
+            Ok(meta) => meta.blocks() * 512,
+            Err(_) => 0,
+        })
+        .sum()
 }
 
 impl NodeHost {
     fn own_status(&self) -> NodeStatusReply {
-        let mut reply = NodeStatusReply { applied: self.context.view.applied().index, ..Default::default() };
+        let mut reply = NodeStatusReply {
+            applied: self.context.view.applied().index,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_ms: self.started_ms,
+            nbd: self.nbd.get().cloned().unwrap_or_default(),
+            connections: self.gateway.open_handles(),
+            memory_bytes: resident_bytes(),
+            ..Default::default()
+        };
         if let Some(replica) = &self.context.replica {
             if let Ok(space) = replica.store().space() {
                 reply.space_total = space.total;
                 reply.space_free = space.free;
-                reply.space_used = space.total.saturating_sub(space.free);
+                reply.space_used = self.used.bytes(&self.dir.join("objects"));
             }
             let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
             let counters = &replica.counters;
@@ -653,7 +720,7 @@ impl Host for NodeHost {
 
     async fn node_status(&self, node: NodeId) -> Option<NodeStatusReply> {
         if node == self.me.session().node {
-            return Some(self.own_status());
+            return tokio::task::block_in_place(|| Some(self.own_status()));
         }
         let call = self.ring.peers.call(
             node,
@@ -663,7 +730,8 @@ impl Host for NodeHost {
             Payload::empty(),
             Some(Duration::from_secs(2)),
         );
-        NodeStatusReply::decode(call.await.ok()?.meta).ok()
+        let reply = call.await.ok().filter(|r| r.status == Status::Ok as u16)?;
+        NodeStatusReply::decode(reply.meta).ok()
     }
 
     fn shutdown(&self) {

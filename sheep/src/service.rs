@@ -81,12 +81,14 @@ impl NodeService {
         };
         let Some(peers) = self.peers.get().cloned() else { return refuse(reply, Status::Busy) };
         let state = self.started.get().map(|s| s.ring.view.state());
+        let fresh = self.started.get().is_some_and(|s| s.ring.lease.is_valid());
         let (membership, ip) = (self.membership.clone(), from.address.ip());
         // It may write down a start counter.
         self.tasks.spawn_blocking(move || {
             let empty = ClusterState::default();
             let ip = (!ip.is_unspecified()).then_some(ip);
-            accept(reply, membership.introduced(&message, ip, &peers, state.as_deref().unwrap_or(&empty)));
+            let state = state.as_deref().unwrap_or(&empty);
+            accept(reply, membership.introduced(&message, ip, &peers, state, fresh));
         });
     }
 

@@ -720,6 +720,9 @@ pub struct IntroduceMessage {
     /// Reply to JOIN: the node was removed from the ring.
     #[prost(bool, tag = "6")]
     pub removed: bool,
+    /// Reply to JOIN: the session is in the ring.
+    #[prost(bool, tag = "7")]
+    pub joined: bool,
 }
 
 /// NODE_STATUS's answer.

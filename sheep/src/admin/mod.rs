@@ -47,6 +47,7 @@ use tokio_util::task::TaskTracker;
 use wire::admin::AdminError;
 
 use crate::cluster::entry::{ClusterEntry, ClusterReply};
+use crate::cluster::log::ProposeError;
 use crate::gateway::Gateway;
 
 pub(crate) use host::{FormatError, Host};
@@ -94,7 +95,7 @@ impl Admin {
     /// Orders a change, and returns once this node has applied it, so that what is answered next shows it.
     async fn propose(&self, entry: ClusterEntry) -> Result<(u64, ClusterReply), AdminError> {
         request::formatted(&self.gateway.context.view.state())?;
-        let (index, reply) = self.gateway.context.log.propose(entry, LOG_PATIENCE).await?;
+        let (index, reply) = self.propose_again(entry).await?;
         let applied = self.gateway.context.view.reaches(index);
         if tokio::time::timeout(APPLY_PATIENCE, applied).await.is_err() {
             tracing::debug!(index, "a change is not applied here yet");
@@ -102,6 +103,25 @@ impl Admin {
         match reply {
             ClusterReply::Refused(refusal) => Err(refusal.into()),
             reply => Ok((index, reply)),
+        }
+    }
+
+    /// Proposes; an entry that does no harm when it is applied twice is proposed again if the leader was
+    /// lost after it was sent.
+    async fn propose_again(&self, entry: ClusterEntry) -> Result<(u64, ClusterReply), ProposeError> {
+        let harmless = matches!(
+            entry,
+            ClusterEntry::Drain { .. } | ClusterEntry::Remove { .. } | ClusterEntry::SetRecovery { .. }
+        );
+        let until = tokio::time::Instant::now() + LOG_PATIENCE;
+        loop {
+            match self.gateway.context.log.propose(entry.clone(), LOG_PATIENCE).await {
+                Err(ProposeError::Uncertain(reason)) if harmless && tokio::time::Instant::now() < until => {
+                    tracing::debug!(reason, "proposing again");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                result => return result,
+            }
         }
     }
 }

@@ -108,6 +108,11 @@ impl Gateway {
         })
     }
 
+    /// How many connections clients have to VDIs here.
+    pub(crate) fn open_handles(&self) -> u64 {
+        self.handles.lock().len() as u64
+    }
+
     /// The longest that a client's request has taken, in milliseconds.
     pub(crate) fn longest_ms(&self) -> u64 {
         self.longest_ms.load(Ordering::Relaxed)

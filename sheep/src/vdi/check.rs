@@ -8,14 +8,16 @@ use std::sync::Arc;
 
 use prost::Message;
 use wire::frame::Payload;
-use wire::id::{ObjectKind, Oid, Session, SlotIndex};
+use wire::id::{ObjectKind, Session, SlotIndex};
 use wire::peer::{Fence, ListReply, ListVdiRequest, ObjectRef, ObjectRequest, Status, TableReply, op};
 
-use super::context::Failure;
+use super::context::{Failure, LOOK_AGAIN};
 use super::owner::{IoFailure, Owner};
 use crate::cluster::slots::MemberState;
-use crate::cluster::state::OBJECT_SIZE;
 use crate::store::BlockEntry;
+
+/// How often a copy that cannot be read is looked at again before it is reported.
+const UNREADABLE_TIMES: u32 = 10;
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +56,18 @@ impl Owner {
     }
 
     async fn inspect(&self, object: ObjectRef) -> Result<Vec<Finding>, IoFailure> {
+        for _ in 0..UNREADABLE_TIMES {
+            let findings = self.inspect_once(object).await?;
+            if !findings.iter().any(|f| matches!(f, Finding::Unreadable { .. })) {
+                return Ok(findings);
+            }
+            // The configuration is changing under us, or a node is on its way out: that passes.
+            self.context.view.change(LOOK_AGAIN).await;
+        }
+        self.inspect_once(object).await
+    }
+
+    async fn inspect_once(&self, object: ObjectRef) -> Result<Vec<Finding>, IoFailure> {
         let state = self.current()?;
         let Some(config) = state.slot(self.copies, SlotIndex(object.slot)) else { return Ok(Vec::new()) };
         let mut findings = Vec::new();
@@ -157,15 +171,6 @@ impl Owner {
         }
         tracing::info!(vdi = %self.vdi, object = %object.oid(), %to, "mended a copy");
         Ok(())
-    }
-
-    /// The objects of the VDI according to its map, pages included.
-    pub(crate) async fn mapped(&self, from: u64, to: u64) -> Result<Vec<ObjectRef>, IoFailure> {
-        let there = self.allocated(from, to).await?;
-        let name = |(index, entry): (u64, super::map::Entry)| {
-            self.object_name(Oid::data(entry.creator, index), entry.birth, OBJECT_SIZE)
-        };
-        Ok(there.into_iter().map(name).collect())
     }
 
     /// What nodes hold of the VDI without the map naming it.
