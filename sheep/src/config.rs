@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cluster::log::LEADER_LEASE;
 use wire::address::Address;
 use wire::policy::Copies;
 
@@ -109,11 +110,11 @@ pub struct NbdConfig {
 pub struct Timing {
     /// Between two heartbeats of the cluster log's leader. Default 100 ms.
     pub heartbeat: Duration,
-    /// Shortest silence of the leader after which a voter stands for election. Default 500 ms.
+    /// Shortest silence of the leader after which a voter stands for election. Default 630 ms.
     pub election_min: Duration,
-    /// Longest such silence. Default 1 s.
+    /// Longest such silence. Default 720 ms.
     pub election_max: Duration,
-    /// Silence of a node after which it is taken out of the ring. Default 2 s.
+    /// Silence of a node after which it is taken out of the ring. Default 2.5 s.
     pub dead_after: Duration,
 }
 
@@ -121,9 +122,9 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_millis(100),
-            election_min: Duration::from_millis(500),
-            election_max: Duration::from_secs(1),
-            dead_after: Duration::from_secs(2),
+            election_min: Duration::from_millis(630),
+            election_max: Duration::from_millis(720),
+            dead_after: Duration::from_millis(2_500),
         }
     }
 }
@@ -431,7 +432,18 @@ fn timing(options: &TimingOptions) -> Result<Timing, ConfigError> {
         let way_out = format!("choose {} or more", least.as_millis());
         Err(refused(key, value.as_millis(), problem, way_out))
     };
-    at_least("timing.election-min-ms", election_min, 3 * heartbeat, "three times heartbeat-ms")?;
+    if 3 * heartbeat > LEADER_LEASE {
+        let most = LEADER_LEASE.as_millis() / 3;
+        let problem = format!("a third of the leader's lease is {most} ms");
+        return Err(refused(
+            "timing.heartbeat-ms",
+            heartbeat.as_millis(),
+            problem,
+            format!("choose {most} or less"),
+        ));
+    }
+    let least = LEADER_LEASE + Duration::from_millis(10);
+    at_least("timing.election-min-ms", election_min, least, "the least above the leader's lease")?;
     let above_min = election_min + Duration::from_millis(1);
     at_least("timing.election-max-ms", election_max, above_min, "the least above election-min-ms")?;
     at_least("timing.dead-after-ms", dead_after, 3 * heartbeat, "three times heartbeat-ms")?;

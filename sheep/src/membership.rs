@@ -587,10 +587,11 @@ impl Membership {
         loop {
             let began = Instant::now();
             let session = self.me.session();
-            if ring.view.state().is_live(session) {
+            if ring.view.state().is_live(session) && !self.leaving.load(Ordering::SeqCst) {
                 // Counted from before the question was sent: the leader counts from when it came.
                 let sent = ring.lease.clock.now();
-                if self.renew(ring, session).await && self.me.session() == session {
+                let renewed = self.renew(ring, session).await;
+                if renewed && self.me.session() == session && !self.leaving.load(Ordering::SeqCst) {
                     ring.lease.granted(sent);
                 }
             }

@@ -130,7 +130,11 @@ impl Leader {
             // It may be a copy of a directory that is in use: only a lapsed lease says that it is not.
             let over = self.with_term(|term, now| {
                 term.detector.suspect(last.node, now);
-                term.grants.expired(last, now)
+                let expired = term.grants.expired(last, now);
+                if expired {
+                    term.grants.end(last);
+                }
+                expired
             });
             match over {
                 None => return Err(JoinError::NotLeader),
@@ -175,7 +179,11 @@ impl Leader {
                         let leader = self.clone();
                         tasks.spawn(async move { leader.probe(node).await });
                     }
-                    Verdict::Evict(session) => evict.push(session),
+                    Verdict::Evict(session) => {
+                        // From now on it gets no lease: it might wake before the entry is committed.
+                        self.with_term(|term, _| term.grants.end(session));
+                        evict.push(session);
+                    }
                 }
             }
             if !evict.is_empty() {
@@ -192,8 +200,12 @@ impl Leader {
     async fn evict(&self, sessions: Vec<Session>) {
         tracing::warn!(?sessions, "taking sessions for dead");
         let entry = ClusterEntry::Evict { sessions, now_ms: now_ms() };
-        if let Err(error) = self.log.propose(entry, LOG_PATIENCE).await {
+        // Their leases have ended for this leader, so it does not give up.
+        while let Err(error) = self.log.propose(entry.clone(), LOG_PATIENCE).await {
             tracing::warn!(%error, "could not evict yet");
+            if !self.leads() {
+                return;
+            }
         }
     }
 
@@ -251,7 +263,8 @@ pub(crate) fn now_ms() -> u64 {
 /// three on; whoever votes already stays if that is as good. A dead voter is kept while nobody can take
 /// its place, so that a majority is never made of fewer machines than the ring was told to survive on.
 fn choose_voters(state: &ClusterState, now: &BTreeSet<NodeId>, me: NodeId) -> BTreeSet<NodeId> {
-    let eligible = |n: &&Node| !n.spec.gateway && !n.draining && n.status != NodeStatus::Out;
+    let eligible =
+        |n: &&Node| !n.spec.gateway && !n.draining && n.disk_failed.is_none() && n.status != NodeStatus::Out;
     let mut candidates: Vec<&Node> = state.nodes().filter(eligible).collect();
     candidates.sort_by_key(|n| {
         let id = n.spec.session.node;

@@ -100,6 +100,11 @@ impl SlotConfig {
         let is_live = |m: &Member| live(m.session.node).is_some_and(|l| l.session == m.session);
         let in_sync_alive = self.in_state(MemberState::InSync).any(is_live);
         let mut members = Vec::with_capacity(self.members.len() + 1);
+        if self.members.is_empty() {
+            // Nobody was there when the slot was made, so it has never held anything.
+            let first = Self::new(targets.iter().filter_map(|t| live(*t)));
+            return (!first.members.is_empty()).then_some(Self { version: next_version, ..first });
+        }
         if in_sync_alive {
             self.keep_alive(&mut members, is_live, targets);
             for &target in targets {

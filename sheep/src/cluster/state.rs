@@ -459,6 +459,20 @@ impl ClusterState {
         }
     }
 
+    /// Gives every owned VDI to its owner again, under the next generation.
+    fn renew_owners(&mut self) {
+        let owned: Vec<VdiId> =
+            self.vdis.values().filter(|v| v.owner.session.is_some()).map(|v| v.id).collect();
+        for id in owned {
+            if let Some(vdi) = self.vdis.get_mut(&id) {
+                match next(vdi.owner.generation) {
+                    Ok(generation) => vdi.owner.generation = generation,
+                    Err(_) => vdi.owner.session = None,
+                }
+            }
+        }
+    }
+
     fn remove(&mut self, index: u64, id: NodeId) -> Result<ClusterReply, Refusal> {
         let Some(node) = self.nodes.get(&id) else {
             return if self.removed.contains(&id) {
@@ -547,9 +561,10 @@ impl ClusterState {
             self.slots.insert(copies, slots);
         }
         if resumed {
-            // Copies that had all been away may differ in what was never flushed: every VDI is to be taken
-            // over anew, which settles them before the first read.
-            self.disown(|_| true);
+            // Copies that had all been away may differ in what was never flushed: every VDI is taken over
+            // anew, which settles them before the first read. By the same owner, so that nobody else serves
+            // while that one does not know it yet.
+            self.renew_owners();
         }
         self.owners_changed = index;
     }

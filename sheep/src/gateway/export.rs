@@ -79,6 +79,10 @@ impl Export for Handle {
     }
 
     async fn write_zeroes(&self, offset: u64, len: u64, flags: ZeroFlags) -> Result<(), IoError> {
+        if flags.fast && !flags.may_punch {
+            // Zeros that keep their space are written out like any bytes.
+            return Err(IoError::Unsupported);
+        }
         self.run(Io::Zero { offset, len, punch: flags.may_punch, fua: flags.fua }).await.map(drop)
     }
 

@@ -53,7 +53,8 @@ pub(super) async fn open_here(owner: &Owner, connection: Connection) -> Result<(
     }
     if !connection.attach_client.is_empty() {
         let (client, generation) = (connection.attach_client.clone(), connection.attach_generation);
-        owner.clients.idle(|c| c.attach_client == client && c.attach_generation < generation).await;
+        // Withdrawn here, since this owner may not have seen the log's entry yet.
+        owner.clients.revoke(|c| c.attach_client == client && c.attach_generation < generation).await;
     }
     owner.clients.open(connection)?;
     owner.current().map(drop)

@@ -79,6 +79,7 @@ impl Recovery {
         tokio::select! {
             () = cancel.cancelled() => {}
             () = self.work() => {}
+            () = self.watch_disk() => {}
         }
     }
 
@@ -88,7 +89,6 @@ impl Recovery {
         let mut looked_at = 0;
         loop {
             let applied = self.context.view.applied();
-            self.report_failure(&applied.state).await;
             self.notice_owners(&applied.state, &mut generations);
             let todo = self.todo(&applied.state);
             self.progress.slots_left.store(todo.len() as u64, Ordering::Relaxed);
@@ -106,6 +106,14 @@ impl Recovery {
             if !moved {
                 self.context.view.change(REST).await;
             }
+        }
+    }
+
+    /// Beside the work, which may hang on the very disk.
+    async fn watch_disk(&self) {
+        loop {
+            self.report_failure(&*self.context.view.state()).await;
+            tokio::time::sleep(REST).await;
         }
     }
 

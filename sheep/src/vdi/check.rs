@@ -117,11 +117,11 @@ impl Owner {
             };
             self.mend_copy(object, session).await?;
         }
-        self.settle(object, false).await
+        self.settle(object, false).await.map(drop)
     }
 
     /// Gives `to` a sound copy's blocks where its own are damaged, or all of them where it has nothing.
-    async fn mend_copy(&self, object: ObjectRef, to: Session) -> Result<(), IoFailure> {
+    pub(crate) async fn mend_copy(&self, object: ObjectRef, to: Session) -> Result<(), IoFailure> {
         let state = self.current()?;
         let Some(config) = state.slot(self.copies, SlotIndex(object.slot)) else { return Ok(()) };
         let request = |session: Session| {
@@ -211,7 +211,7 @@ impl Owner {
         Ok(findings)
     }
 
-    async fn is_mapped(&self, object: &ObjectRef) -> Result<bool, IoFailure> {
+    pub(crate) async fn is_mapped(&self, object: &ObjectRef) -> Result<bool, IoFailure> {
         match object.oid().kind() {
             Some(ObjectKind::Data) => {
                 let entry = self.lookup(object.oid().index()).await?;

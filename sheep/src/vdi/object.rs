@@ -390,6 +390,7 @@ impl Owner {
                 .filter(|(s, _)| *s != self.context.me() && state.serves(*s))
                 .collect();
             let first = *attempts as usize;
+            *attempts += 1;
             for i in 0..others.len() {
                 let (to, config) = others[(first + i) % others.len()];
                 *attempts += 1;

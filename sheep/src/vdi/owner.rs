@@ -658,6 +658,7 @@ impl Owner {
             f().await
         } else {
             // A page of the map: nothing of the VDI moves meanwhile.
+            let _alone = self.admission.write().await;
             f().await
         }
     }

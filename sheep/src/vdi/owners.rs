@@ -14,6 +14,7 @@ use wire::id::{Generation, Session, VdiId};
 use super::context::Context;
 use super::owner::Owner;
 use crate::cluster::entry::ClusterEntry;
+use crate::cluster::log::ProposeError;
 
 /// How often an owner looks after itself.
 const HOUSEKEEPING: Duration = Duration::from_millis(250);
@@ -144,16 +145,25 @@ impl Owners {
         }
         owner.set_released();
         let entry = ClusterEntry::Release { vdi: owner.vdi, generation: owner.generation, to, used };
-        match self.context.log.propose(entry, LOG_PATIENCE).await {
-            Ok((index, _)) => {
-                self.context.view.reaches(index).await;
-                true
-            }
-            Err(error) => {
-                tracing::debug!(vdi = %owner.vdi, %error, "a VDI could not be released yet");
-                // It may have been applied all the same: the state tells.
-                owner.unset_released();
-                owner.current().is_err()
+        loop {
+            match self.context.log.propose(entry.clone(), LOG_PATIENCE).await {
+                Ok((index, _)) => {
+                    self.context.view.reaches(index).await;
+                    return true;
+                }
+                Err(error @ (ProposeError::NoLeader | ProposeError::Refused(_))) => {
+                    tracing::debug!(vdi = %owner.vdi, %error, "a VDI could not be released yet");
+                    owner.unset_released();
+                    return false;
+                }
+                // It may have been applied, and somebody else may own the VDI: nothing is served here until
+                // that is known. Proposed twice, it is refused the second time.
+                Err(error) => {
+                    tracing::debug!(vdi = %owner.vdi, %error, "whether a VDI was released is not known yet");
+                    if owner.current().is_err() {
+                        return true;
+                    }
+                }
             }
         }
     }

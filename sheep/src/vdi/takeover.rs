@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use prost::Message;
 use wire::checksum::BLOCK_SIZE;
 use wire::frame::Payload;
-use wire::id::{Session, SlotIndex, Version};
+use wire::id::{ObjectKind, Session, SlotIndex, Version};
 use wire::peer::{
     Fence, ObjectRef, ObjectRequest, PatchRequest, ReadReply, SealReply, Status, TableReply, VdiRequest, op,
 };
@@ -55,14 +55,28 @@ impl Owner {
             applied.extend(reply.applied);
         }
         let count = objects.len();
+        let mut settled: HashMap<ObjectRef, Version> = HashMap::new();
+        // The map's pages from the root down: whether an object was ever there is asked of the map.
+        let (mut pages, data): (Vec<_>, Vec<_>) =
+            objects.into_values().partition(|(o, _)| o.oid().kind() == Some(ObjectKind::Map));
+        pages.sort_by_key(|(o, _)| std::cmp::Reverse(o.oid().index() >> 48));
+        for (object, suspect) in pages {
+            settled.extend(self.settle(object, suspect).await?.map(|v| (object, v)));
+        }
         {
             use futures::{StreamExt, TryStreamExt};
-            futures::stream::iter(objects.into_values())
-                .map(|(object, suspect)| async move { self.settle(object, suspect).await })
+            let rest: Vec<_> = futures::stream::iter(data)
+                .map(|(object, suspect)| async move {
+                    Ok::<_, IoFailure>(self.settle(object, suspect).await?.map(|v| (object, v)))
+                })
                 .buffer_unordered(PARALLEL)
-                .try_collect::<()>()
+                .try_collect()
                 .await?;
+            settled.extend(rest.into_iter().flatten());
         }
+        // Copies outside the in-sync set report too. What only they had is gone, and must not count as done
+        // when its client sends it again.
+        applied.retain(|a| settled.get(&a.object).is_some_and(|v| *v >= Version::from(a.version)));
         self.inherit(applied);
         self.tell_settled().await?;
         self.begin_serving();
@@ -139,26 +153,35 @@ impl Owner {
         let _closed = state.wait_for(|a| a.state.epoch() != epoch || self.current().is_err()).await;
     }
 
-    /// Makes all in-sync copies of an object the same.
-    pub(crate) async fn settle(&self, object: ObjectRef, suspect: bool) -> Result<(), IoFailure> {
+    /// Makes all in-sync copies of an object the same; their version, or `None` if there is no such object.
+    pub(crate) async fn settle(
+        &self,
+        object: ObjectRef,
+        suspect: bool,
+    ) -> Result<Option<Version>, IoFailure> {
         let mut rounds = 0;
         loop {
             let Some((copies, gone, complete)) = self.copies_of(&object).await? else {
                 // Nobody in sync is there at present. The slot waits, and when it resumes every VDI is
                 // taken over anew.
-                return Ok(());
+                return Ok(None);
             };
             if !gone.is_empty() && complete {
-                // A creation that did not reach everyone was never acknowledged, nor is it in the map.
-                if copies.iter().all(|c| c.version == Version::default()) || rounds >= ROUNDS_MAX {
-                    return self.remove_object(object).await;
+                if !self.is_mapped(&object).await? {
+                    // A creation that did not reach everyone was never acknowledged, nor is it in the map.
+                    self.remove_object(object).await?;
+                    return Ok(None);
+                }
+                for session in gone {
+                    tracing::error!(vdi = %self.vdi, object = %object.oid(), %session, "a copy is missing");
+                    self.mend_copy(object, session).await?;
                 }
             } else if complete {
                 let same =
                     copies.windows(2).all(|w| w[0].version == w[1].version && w[0].table == w[1].table);
                 let sound = copies.iter().all(|c| c.damaged.is_empty());
                 if same && (sound || !suspect) {
-                    return Ok(());
+                    return Ok(copies.first().map(|c| c.version));
                 }
                 self.roll_forward(&object, &copies).await?;
             }
