@@ -138,6 +138,7 @@ pub(super) mod tests {
 
     pub(crate) fn spec(id: u64) -> NodeSpec {
         NodeSpec {
+            process: 1,
             session: Session { node: NodeId(id), start: 1 },
             boot: u128::from(id),
             admin: format!("127.0.0.1:{}", 7000 + id),

@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(clients.open(connection(3)), Err(IoFailure::Fenced));
         assert!(matches!(clients.begin(gateway, 3, |_| false), Some(Err(IoFailure::Fenced))));
         clients.open(connection(4)).expect("a new connection");
-        clients.retain_gateways(|_| false);
+        clients.retain_gateways(|_| false, |_| false);
         clients.open(connection(3)).expect("forgotten with its gateway");
     }
 }
