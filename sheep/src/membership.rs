@@ -255,7 +255,7 @@ impl Membership {
             && bytes_of(ours) != reply.me.cluster
         {
             self.stop(format!(
-                "this directory belongs to ring {ours}, but the sheep at {} belongs to another one; point \
+                "this directory belongs to ring {ours}, but the sheep at {} belongs to another ring; point \
                  --seed at its own ring, or start with an empty directory",
                 reply.me.admin
             ));

@@ -638,13 +638,13 @@ impl NodeHost {
             let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
             let counters = &replica.counters;
             reply.counters = HashMap::from([
-                ("replica_writes".to_owned(), count(&counters.writes)),
-                ("replica_written_bytes".to_owned(), count(&counters.bytes_written)),
-                ("replica_reads".to_owned(), count(&counters.reads)),
-                ("replica_read_bytes".to_owned(), count(&counters.bytes_read)),
-                ("replica_flushes".to_owned(), count(&counters.flushes)),
-                ("replica_refused".to_owned(), count(&counters.refused)),
-                ("replica_damaged".to_owned(), count(&counters.damaged)),
+                ("replica_writes_total".to_owned(), count(&counters.writes)),
+                ("replica_written_bytes_total".to_owned(), count(&counters.bytes_written)),
+                ("replica_reads_total".to_owned(), count(&counters.reads)),
+                ("replica_read_bytes_total".to_owned(), count(&counters.bytes_read)),
+                ("replica_flushes_total".to_owned(), count(&counters.flushes)),
+                ("replica_refused_total".to_owned(), count(&counters.refused)),
+                ("replica_damaged_total".to_owned(), count(&counters.damaged)),
             ]);
         }
         reply.counters.insert("gateway_longest_request_ms".to_owned(), self.gateway.longest_ms());

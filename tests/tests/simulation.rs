@@ -194,29 +194,22 @@ impl World {
             // It claims the boot that it no longer has.
             self.processes.get_mut(&node).expect("known").boot -= 1;
         }
-        let waited: Vec<u32> = (0..SLOTS).filter(|s| self.state.waits(&self.config(*s))).collect();
         let spec = self.spec(node);
-        let boot_of_last = |m: &sheep::cluster::slots::Member| m.boot;
-        let unbroken: Vec<u32> = waited
-            .iter()
-            .copied()
-            .filter(|s| {
-                let config = self.config(*s);
-                config.on_node(NodeId(node)).is_some_and(|m| boot_of_last(m) == spec.boot)
-            })
-            .collect();
-        self.apply(ClusterEntry::Join { node: spec, now_ms: 0 });
-        for slot in waited {
-            if !self.state.waits(&self.config(slot)) {
-                self.settle(slot);
-                let newest =
-                    self.in_sync(slot).iter().map(|n| self.copy(*n, slot).written).max().unwrap_or(0);
-                let promise = self.promises.get_mut(&slot).expect("known");
-                if !unbroken.contains(&slot) {
-                    // Everybody who had it lost power: what was never flushed may be gone.
-                    promise.acknowledged = promise.acknowledged.min(newest);
-                }
-                promise.next = promise.next.max(newest);
+        let before: Vec<SlotConfig> = (0..SLOTS).map(|s| self.config(s)).collect();
+        self.apply(ClusterEntry::Join { node: spec.clone(), now_ms: 0 });
+        for (slot, before) in (0..SLOTS).zip(before) {
+            let config = self.config(slot);
+            let resumed = config.member(spec.session).is_some_and(|m| m.state == MemberState::InSync);
+            if !resumed {
+                continue;
+            }
+            self.settle(slot);
+            let newest = self.in_sync(slot).iter().map(|n| self.copy(*n, slot).written).max().unwrap_or(0);
+            let unbroken = before.on_node(NodeId(node)).is_some_and(|m| m.boot == spec.boot);
+            let promise = self.promises.get_mut(&slot).expect("known");
+            if !unbroken {
+                // Everybody who had it lost power: what was never flushed may be gone.
+                promise.acknowledged = promise.acknowledged.min(newest);
             }
         }
     }

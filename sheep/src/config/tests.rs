@@ -254,23 +254,23 @@ fn values_from_the_file_follow_the_same_rules() {
 fn timing_keeps_an_order_in_which_elections_end() {
     let timing = |text: &str| load_file(&format!("[timing]\n{text}"), &[]);
     let config =
-        timing("heartbeat-ms = 50\nelection-min-ms = 150\nelection-max-ms = 151\ndead-after-ms = 600");
+        timing("heartbeat-ms = 50\nelection-min-ms = 650\nelection-max-ms = 651\ndead-after-ms = 600");
     let expected = Timing {
         heartbeat: Duration::from_millis(50),
-        election_min: Duration::from_millis(150),
-        election_max: Duration::from_millis(151),
+        election_min: Duration::from_millis(650),
+        election_max: Duration::from_millis(651),
         dead_after: Duration::from_millis(600),
     };
     assert_eq!(config.expect("valid").timing, expected);
     for (text, key) in [
         ("heartbeat-ms = 9", "timing.heartbeat-ms"),
         ("heartbeat-ms = 60001", "timing.heartbeat-ms"),
-        ("heartbeat-ms = 200", "timing.election-min-ms"),
-        ("election-min-ms = 299", "timing.election-min-ms"),
+        ("heartbeat-ms = 201", "timing.heartbeat-ms"),
+        ("election-min-ms = 609", "timing.election-min-ms"),
         ("election-min-ms = 1000", "timing.election-max-ms"),
         ("election-max-ms = 500", "timing.election-max-ms"),
         ("dead-after-ms = 599", "timing.dead-after-ms"),
-        ("heartbeat-ms = 1000\nelection-min-ms = 3000\nelection-max-ms = 4000", "timing.dead-after-ms"),
+        ("heartbeat-ms = 1000\nelection-min-ms = 3000\nelection-max-ms = 4000", "timing.heartbeat-ms"),
     ] {
         assert_eq!(refused_key(timing(text)), key, "{text:?}");
     }

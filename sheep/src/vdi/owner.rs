@@ -700,7 +700,7 @@ mod tests {
         let data: Bytes = (0..9_000_000u32).map(|i| i as u8).collect::<Vec<_>>().into();
         let offset = u64::from(OBJECT_SIZE) - 1000;
         let parts = split(offset, Payload::new(offset, data.clone()));
-        assert_eq!(parts.len(), 3);
+        assert_eq!(parts.len(), 4);
         let mut joined = Vec::new();
         for (span, part) in parts {
             assert_eq!(part.len(), span.len as usize);
