@@ -638,16 +638,18 @@ impl NodeHost {
             let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
             let counters = &replica.counters;
             reply.counters = HashMap::from([
-                ("replica_writes_total".to_owned(), count(&counters.writes)),
-                ("replica_written_bytes_total".to_owned(), count(&counters.bytes_written)),
-                ("replica_reads_total".to_owned(), count(&counters.reads)),
-                ("replica_read_bytes_total".to_owned(), count(&counters.bytes_read)),
-                ("replica_flushes_total".to_owned(), count(&counters.flushes)),
-                ("replica_refused_total".to_owned(), count(&counters.refused)),
-                ("replica_damaged_total".to_owned(), count(&counters.damaged)),
+                ("sheep_replica_writes_total".to_owned(), count(&counters.writes)),
+                ("sheep_replica_written_bytes_total".to_owned(), count(&counters.bytes_written)),
+                ("sheep_replica_reads_total".to_owned(), count(&counters.reads)),
+                ("sheep_replica_read_bytes_total".to_owned(), count(&counters.bytes_read)),
+                ("sheep_replica_flushes_total".to_owned(), count(&counters.flushes)),
+                ("sheep_replica_refused_total".to_owned(), count(&counters.refused)),
+                ("sheep_replica_damaged_total".to_owned(), count(&counters.damaged)),
             ]);
         }
-        reply.counters.insert("gateway_longest_request_ms".to_owned(), self.gateway.longest_ms());
+        reply
+            .counters
+            .insert("sheep_gateway_longest_request_milliseconds".to_owned(), self.gateway.longest_ms());
         if let Some(recovery) = &self.recovery {
             let progress = &recovery.progress;
             reply.slots_left = progress.slots_left.load(Ordering::Relaxed);
