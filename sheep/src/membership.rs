@@ -357,7 +357,10 @@ impl Membership {
                 }
             }
             let have = voters.iter().filter(|v| answered.contains(v)).count();
-            if have >= need || voters.is_empty() {
+            // Killed before it knew the voters, it knew some nodes: any of them will do.
+            let enough =
+                if voters.is_empty() { answered.len() > 1 || others.is_empty() } else { have >= need };
+            if enough {
                 return seen;
             }
             for seed in &self.seeds {
