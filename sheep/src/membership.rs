@@ -124,8 +124,37 @@ impl Membership {
         self.fatal.subscribe()
     }
 
-    fn cluster(&self) -> Option<ClusterId> {
+    /// The ring that this node belongs to, once it does.
+    pub(crate) fn cluster(&self) -> Option<ClusterId> {
         self.identity.lock().identity.cluster()
+    }
+
+    /// Takes part in a ring's log from here on, which the directory remembers before the log holds anything:
+    /// so one without a ring has nothing in its log either, and what a copy of one with a ring may do is
+    /// asked first. An error says why not.
+    pub(crate) async fn belong(self: &Arc<Self>, cluster: ClusterId) -> Result<(), String> {
+        match self.cluster() {
+            Some(ours) if ours == cluster => return Ok(()),
+            Some(ours) => return Err(format!("this node belongs to ring {ours}, not to {cluster}")),
+            None => {}
+        }
+        let own = self.clone();
+        let written = tokio::task::spawn_blocking(move || {
+            let met = own.known.lock().iter().map(|(n, k)| (n.to_string(), k.info.mesh.clone())).collect();
+            own.identity.lock().update(|i| {
+                if i.cluster.is_none() {
+                    i.cluster = Some(cluster.to_string());
+                    i.local = own.local;
+                    i.peers = met;
+                }
+            })
+        });
+        match written.await {
+            Ok(Ok(())) if self.cluster() == Some(cluster) => Ok(()),
+            Ok(Ok(())) => Err("this node has joined another ring".to_owned()),
+            Ok(Err(error)) => Err(format!("the ring could not be remembered: {error}")),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     fn info(&self) -> NodeInfo {
@@ -150,7 +179,7 @@ impl Membership {
     fn message(&self) -> IntroduceMessage {
         let known = self.known.lock();
         let known = known.values().filter(|k| k.heard.is_some()).map(|k| k.info.clone()).collect();
-        IntroduceMessage { me: Some(self.info()).unwrap_or_default(), known, ..IntroduceMessage::default() }
+        IntroduceMessage { me: self.info(), known, ..IntroduceMessage::default() }
     }
 
     /// Answers somebody's introduction; `from` is where it came from, for those who do not know.
@@ -541,7 +570,10 @@ impl Membership {
         match ring.leader.join(spec, now_ms()).await {
             Ok(_) => reply.joined = true,
             Err(JoinError::NotLeader | JoinError::Log(_)) => {}
-            Err(JoinError::StillAlive) => reply.duplicate = true,
+            // Either another process is the node, or this one has not heard yet that its session is over.
+            Err(JoinError::StillAlive | JoinError::Refused(Refusal::StartNotHigher { .. })) => {
+                reply.duplicate = true;
+            }
             Err(JoinError::Refused(Refusal::NodeRemoved(node))) => {
                 reply.removed = true;
                 reply.refused = Refusal::NodeRemoved(node).to_string();
@@ -558,9 +590,7 @@ impl Membership {
         message: IntroduceMessage,
     ) -> Option<IntroduceMessage> {
         let spec = spec_of(&message.me)?;
-        if ring.view.state().format().is_none() {
-            return None;
-        }
+        ring.view.state().format()?;
         if !message.me.cluster.is_empty() && self.cluster().is_some_and(|c| bytes_of(c) != message.me.cluster)
         {
             return Some(IntroduceMessage {

@@ -41,6 +41,7 @@ use crate::service::{MeshLogNet, NodeService, Started};
 use crate::store::{self, LocalStore, RealFs, lockfile};
 use crate::vdi::context::Context;
 use crate::vdi::owners::Owners;
+use crate::vdi::requests::OpenRequests;
 
 /// How long clients' last requests may take when the node stops.
 const NBD_PATIENCE: Duration = Duration::from_secs(3);
@@ -279,7 +280,7 @@ impl Node {
             config.timing.election_min.saturating_sub(LEADER_LEASE),
             config.timing.election_max.saturating_sub(LEADER_LEASE),
         );
-        let net = Arc::new(MeshLogNet { peers: peers.clone() });
+        let net = Arc::new(MeshLogNet { peers: peers.clone(), membership: membership.clone() });
         let log = ClusterLog::open(&ground.dir, log_config, net).await?;
         let view = View::new(log.watch());
         let clock = Arc::new(RealClock);
@@ -301,7 +302,7 @@ impl Node {
             peers: peers.clone(),
             replica: replica.clone(),
             lease,
-            requests: AtomicU64::new(1),
+            requests: OpenRequests::new(),
         });
         let owners = Owners::new(context.clone(), tasks.clone(), cancel.clone());
         let gateway = Gateway::new(context.clone(), owners.clone());
@@ -645,6 +646,7 @@ impl NodeHost {
                 ("sheep_replica_flushes_total".to_owned(), count(&counters.flushes)),
                 ("sheep_replica_refused_total".to_owned(), count(&counters.refused)),
                 ("sheep_replica_damaged_total".to_owned(), count(&counters.damaged)),
+                ("sheep_replica_recent_writes".to_owned(), replica.recent_writes()),
             ]);
         }
         reply
@@ -698,11 +700,13 @@ impl Host for NodeHost {
         if crate::placement::SlotCount::new(slots).is_err() {
             return Err(FormatError::BadSlots(slots));
         }
+        // Killed in the middle of a format, the directory may have a ring that is not formatted yet.
+        let cluster = self.membership.cluster().unwrap_or_else(|| ClusterId(rand::random()));
+        self.membership.belong(cluster).await.map_err(FormatError::Log)?;
         match self.ring.log.found().await {
             Ok(()) | Err(log::LogError::AlreadyFounded) => {}
             Err(error) => return Err(FormatError::Log(error.to_string())),
         }
-        let cluster = ClusterId(rand::random());
         let entry = ClusterEntry::Format { cluster, copies, slots, nodes, now_ms: now_ms() };
         match self.ring.log.propose(entry, LOG_PATIENCE).await {
             Ok((_, ClusterReply::Refused(Refusal::AlreadyFormatted))) => Err(FormatError::AlreadyFormatted),

@@ -10,7 +10,7 @@ use prost::Message;
 use std::time::Duration;
 use tokio_util::task::TaskTracker;
 use wire::frame::Payload;
-use wire::id::NodeId;
+use wire::id::{ClusterId, NodeId};
 use wire::peer::{IntroduceMessage, NodeStatusReply, RenewRequest, Status, SuspectRequest, op};
 
 use crate::cluster::log::{LogNet, LogOp, NetError};
@@ -109,10 +109,14 @@ impl NodeService {
                 refuse(reply, Status::Ok);
             }
             op::LOG => {
-                let Some((op, body)) = split_log(&request.meta) else {
+                let Some((op, cluster, body)) = split_log(&request.meta) else {
                     return refuse(reply, Status::Invalid);
                 };
+                let membership = self.membership.clone();
                 self.tasks.spawn(async move {
+                    if let Err(why) = membership.belong(cluster).await {
+                        return reply.send(Status::Refused as u16, why.into(), Payload::empty());
+                    }
                     match started.ring.log.handle_rpc(op, &body).await {
                         Ok(answer) => reply.send(Status::Ok as u16, answer.into(), Payload::empty()),
                         Err(failure) => {
@@ -146,14 +150,20 @@ impl NodeService {
     }
 }
 
-fn split_log(meta: &Bytes) -> Option<(LogOp, Bytes)> {
+/// Which message of the log it is, of which ring's log, and the rest.
+fn split_log(meta: &Bytes) -> Option<(LogOp, ClusterId, Bytes)> {
     let op = LogOp::try_from(*meta.first()?).ok()?;
-    Some((op, meta.slice(1..)))
+    let cluster = u128::from_be_bytes(meta.get(1..LOG_HEAD)?.try_into().ok()?);
+    Some((op, ClusterId(cluster), meta.slice(LOG_HEAD..)))
 }
+
+/// Bytes before the body of a log's message: which one, and the ring's id.
+const LOG_HEAD: usize = 17;
 
 /// Carries the cluster log's messages over the mesh.
 pub(crate) struct MeshLogNet {
     pub(crate) peers: Peers,
+    pub(crate) membership: Arc<Membership>,
 }
 
 #[async_trait]
@@ -165,8 +175,10 @@ impl LogNet for MeshLogNet {
         body: Vec<u8>,
         timeout: Duration,
     ) -> Result<Vec<u8>, NetError> {
-        let mut meta = Vec::with_capacity(1 + body.len());
+        let Some(cluster) = self.membership.cluster() else { return Err(NetError::Unreachable) };
+        let mut meta = Vec::with_capacity(LOG_HEAD + body.len());
         meta.push(op as u8);
+        meta.extend_from_slice(&cluster.0.to_be_bytes());
         meta.extend_from_slice(&body);
         let call = self.peers.call(to, Class::Control, op::LOG, meta.into(), Payload::empty(), Some(timeout));
         match call.await {

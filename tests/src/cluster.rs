@@ -218,8 +218,10 @@ impl Ring {
     /// The owner of a VDI; none if nobody has it open.
     #[track_caller]
     pub fn owner(&self, vdi: &str) -> Option<usize> {
-        let info = self.dog_json(self.any(), &["vdi", "info", vdi]);
-        info["owner"].as_str().and_then(|id| self.by_id(id))
+        // Unlike `vdi info` this does not open the VDI.
+        let list = self.dog_json(self.any(), &["vdi", "list"]);
+        let found = list.as_array()?.iter().find(|entry| entry["name"] == vdi)?;
+        found["owner"].as_str().and_then(|id| self.by_id(id))
     }
 
     /// The leader of the cluster log, as soon as one is known.

@@ -124,10 +124,28 @@ impl Sheep {
         self.child.as_ref().expect("it is running").id()
     }
 
-    /// Sends it a signal.
+    /// Sends it a signal; returns once a stop has reached every thread.
+    #[track_caller]
     pub fn signal(&self, signal: Signal) {
         let pid = self.child.as_ref().and_then(|child| Pid::from_raw(child.id().cast_signed()));
         kill_process(pid.expect("it is running"), signal).expect("its own child");
+        if signal == Signal::STOP {
+            wait::until(Duration::from_secs(5), "every thread stops", || self.stopped());
+        }
+    }
+
+    fn stopped(&self) -> Result<(), String> {
+        let tasks = format!("/proc/{}/task", self.pid());
+        for task in fs::read_dir(&tasks).map_err(|error| error.to_string())?.flatten() {
+            // The state follows the name, which is in brackets and may hold any character.
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            if let Some((_, rest)) = stat.rsplit_once(") ")
+                && !rest.starts_with('T')
+            {
+                return Err(stat);
+            }
+        }
+        Ok(())
     }
 
     /// kill -9, and waits for its end.

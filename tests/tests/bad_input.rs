@@ -310,7 +310,7 @@ fn damage(path: &Path, how: Damage) {
     }
 }
 
-const DATA: [u8; 65536] = [0x5a; 65536];
+static DATA: [u8; 65536] = [0x5a; 65536];
 
 /// With one copy nothing can be healed: each damage is a refused start, an I/O error, or harmless, and
 /// never other data.

@@ -170,6 +170,19 @@ fn a_directory_has_one_sheep() {
 }
 
 #[test]
+fn a_node_killed_as_soon_as_it_is_in_a_ring_knows_that_it_is() {
+    for _ in 0..3 {
+        let mut ring = Ring::waiting(3);
+        ring.wait_nodes(3, "waiting");
+        ring.dog(0, &["cluster", "format", "-c", "3"]).ok();
+        ring[2].kill();
+        let identity = fs::read_to_string(ring[2].dir.join("identity")).expect("its identity");
+        assert!(identity.contains("cluster = "), "{identity}");
+        assert!(identity.contains("[peers]"), "{identity}");
+    }
+}
+
+#[test]
 fn a_copied_directory_is_not_taken_for_the_node() {
     let mut ring = Ring::formatted(3);
     ring.create("vol", "64M");

@@ -10,8 +10,9 @@ use crate::policy::Copies;
 mod query;
 
 pub use query::{
-    CheckFinding, CheckFindingKind, CheckPhase, ClientsReply, ClientsRequest, MappedObject, OpenConnection,
-    UnlockRequest, VdiCheckReply, VdiCheckRequest, VdiObjectsReply, VdiObjectsRequest,
+    AnsweredReply, AnsweredRequest, CheckFinding, CheckFindingKind, CheckPhase, ClientsReply, ClientsRequest,
+    MappedObject, OpenConnection, UnlockRequest, VdiCheckReply, VdiCheckRequest, VdiObjectsReply,
+    VdiObjectsRequest,
 };
 
 /// Operations, by number. Replica class below 32, forward class from 32, control class from 64.
@@ -73,6 +74,8 @@ pub mod op {
     pub const VDI_UNLOCK: u16 = 43;
     /// List, or withdraw, the connections that a gateway serves.
     pub const GATEWAY_CLIENTS: u16 = 44;
+    /// Ask a gateway which requests to a VDI cannot come again.
+    pub const ANSWERED: u16 = 45;
 
     /// A message of the cluster log.
     pub const LOG: u16 = 64;
@@ -381,12 +384,29 @@ pub struct ReadReply {
     pub runs: Vec<u32>,
 }
 
-/// SEAL, SETTLED, FLUSH.
+/// SETTLED, FLUSH.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
 pub struct VdiRequest {
     /// Who asks under which right.
     #[prost(message, required, tag = "1")]
     pub fence: Fence,
+}
+
+/// SEAL: also tells, in parts, what may differ between copies.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+pub struct SealRequest {
+    /// Who asks under which right.
+    #[prost(message, required, tag = "1")]
+    pub fence: Fence,
+    /// Unsettled objects after this one, by oid and birth; absent for those from the first.
+    #[prost(message, optional, tag = "2")]
+    pub after_object: Option<ObjectRef>,
+    /// Applied requests after this write: its generation.
+    #[prost(fixed64, tag = "3")]
+    pub after_generation: u64,
+    /// And its number in it.
+    #[prost(uint64, tag = "4")]
+    pub after_number: u64,
 }
 
 /// An object that may not be the same on all copies.
@@ -412,6 +432,15 @@ pub struct SealReply {
     /// Client requests that were applied and may not have been answered.
     #[prost(message, repeated, tag = "2")]
     pub applied: Vec<AppliedRequest>,
+    /// There is more of either after what this answer holds.
+    #[prost(bool, tag = "3")]
+    pub more: bool,
+    /// Where the next part of the applied requests begins: as in the request.
+    #[prost(fixed64, tag = "4")]
+    pub generation: u64,
+    /// And the number.
+    #[prost(uint64, tag = "5")]
+    pub number: u64,
 }
 
 /// A client request whose write to one object was applied.

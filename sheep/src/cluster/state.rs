@@ -662,7 +662,7 @@ impl ClusterState {
         copies: Option<Copies>,
         now_ms: u64,
     ) -> Result<ClusterReply, Refusal> {
-        if size == 0 || size > VDI_SIZE_MAX || size % 512 != 0 {
+        if size == 0 || size > VDI_SIZE_MAX || !size.is_multiple_of(512) {
             return Err(Refusal::BadSize(size));
         }
         if self.names.contains_key(name) {

@@ -122,7 +122,7 @@ async fn handle(gateway: &Arc<Gateway>, from: NodeId, request: Request) -> Answe
                 }
             }
         }
-        op::VDI_OBJECTS | op::VDI_CHECK | op::VDI_UNLOCK | op::GATEWAY_CLIENTS => {
+        op::VDI_OBJECTS | op::VDI_CHECK | op::VDI_UNLOCK | op::GATEWAY_CLIENTS | op::ANSWERED => {
             super::query::serve(gateway, request.op, request.meta).await
         }
         _ => io(gateway, from, request).await,

@@ -8,7 +8,7 @@ mod export;
 mod forward;
 mod query;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -61,8 +61,6 @@ pub(crate) struct Gateway {
     pub(crate) owners: Arc<Owners>,
     connections: AtomicU64,
     acquiring: Mutex<HashMap<VdiId, Arc<tokio::sync::Mutex<()>>>>,
-    /// Requests per VDI that have not been answered to their client, by number.
-    open_requests: Mutex<HashMap<VdiId, BTreeSet<u64>>>,
     longest_ms: AtomicU64,
     /// Open connections by number.
     handles: Mutex<HashMap<u64, Weak<Handle>>>,
@@ -102,7 +100,6 @@ impl Gateway {
             owners,
             connections: AtomicU64::new(1),
             acquiring: Mutex::default(),
-            open_requests: Mutex::default(),
             longest_ms: AtomicU64::new(0),
             handles: Mutex::default(),
         })
@@ -224,31 +221,6 @@ impl Gateway {
             }
             Err(error) => tracing::debug!(%vdi, %error, "could not become a VDI's owner yet"),
         }
-    }
-
-    fn begin_request(&self, vdi: VdiId) -> u64 {
-        let mut open = self.open_requests.lock();
-        // Under the lock, so that the lowest open number never misses one about to be used.
-        let number = self.context.requests.fetch_add(1, Ordering::Relaxed);
-        open.entry(vdi).or_default().insert(number);
-        number
-    }
-
-    fn end_request(&self, vdi: VdiId, number: u64) {
-        let mut open = self.open_requests.lock();
-        if let Some(numbers) = open.get_mut(&vdi) {
-            numbers.remove(&number);
-            if numbers.is_empty() {
-                open.remove(&vdi);
-            }
-        }
-    }
-
-    /// Every request to the VDI below this number has been answered.
-    fn answered_below(&self, vdi: VdiId) -> u64 {
-        let open = self.open_requests.lock();
-        let lowest = open.get(&vdi).and_then(|n| n.first().copied());
-        lowest.unwrap_or_else(|| self.context.requests.load(Ordering::Relaxed))
     }
 
     /// What the VDI's owner knows of it; `None` if nobody owns it or the owner does not answer.
@@ -385,11 +357,12 @@ impl Handle {
     /// Does what a client wants, however long it takes and whoever dies meanwhile.
     pub(crate) async fn run(&self, io: Io) -> Result<Done, IoError> {
         let began = tokio::time::Instant::now();
-        let number = self.gateway.begin_request(self.vdi);
-        let me = self.gateway.context.me();
-        let request = RequestId { node: me.node.0, start: self.gateway.context.identity.process, number };
+        let context = &self.gateway.context;
+        let open = context.requests.begin(self.vdi);
+        let request =
+            RequestId { node: context.me().node.0, start: context.identity.process, number: open.number };
         let result = self.attempt_until_done(&io, request).await;
-        self.gateway.end_request(self.vdi, number);
+        drop(open);
         let took = began.elapsed().as_millis() as u64;
         self.gateway.longest_ms.fetch_max(took, Ordering::Relaxed);
         result
@@ -460,7 +433,7 @@ impl Handle {
             generation: generation.0,
             connection: self.connection.connection,
             request,
-            answered: self.gateway.answered_below(self.vdi),
+            answered: self.gateway.context.requests.answered_below(self.vdi),
             gateway: self.gateway.context.me().into(),
             ..VdiIoRequest::default()
         };

@@ -12,9 +12,9 @@ use prost::Message;
 use wire::frame::Payload;
 use wire::id::{Generation, Session, VdiId};
 use wire::peer::{
-    CheckFinding, CheckFindingKind, CheckPhase, ClientsReply, ClientsRequest, Connection, MappedObject,
-    ObjectRef, OpenConnection, Status, UnlockRequest, VdiCheckReply, VdiCheckRequest, VdiInfoReply,
-    VdiObjectsReply, VdiObjectsRequest, op,
+    AnsweredReply, AnsweredRequest, CheckFinding, CheckFindingKind, CheckPhase, ClientsReply, ClientsRequest,
+    Connection, MappedObject, ObjectRef, OpenConnection, Status, UnlockRequest, VdiCheckReply,
+    VdiCheckRequest, VdiInfoReply, VdiObjectsReply, VdiObjectsRequest, op,
 };
 
 use super::forward::{Answer, owner_of, refuse, status_of};
@@ -221,6 +221,14 @@ pub(super) async fn serve(gateway: &Arc<Gateway>, op: u16, meta: Bytes) -> Answe
                 return Err(refuse(Status::WrongSession));
             }
             gateway.clients(&ask).encode_to_vec().into()
+        }
+        op::ANSWERED => {
+            let ask = AnsweredRequest::decode(meta).map_err(invalid)?;
+            if ask.process != gateway.context.identity.process {
+                return Err(refuse(Status::WrongSession));
+            }
+            let below = gateway.context.requests.answered_below(VdiId(ask.vdi));
+            AnsweredReply { below }.encode_to_vec().into()
         }
         _ => return Err(refuse(Status::Invalid)),
     };

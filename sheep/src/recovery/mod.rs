@@ -112,7 +112,7 @@ impl Recovery {
     /// Beside the work, which may hang on the very disk.
     async fn watch_disk(&self) {
         loop {
-            self.report_failure(&*self.context.view.state()).await;
+            self.report_failure(&self.context.view.state()).await;
             tokio::time::sleep(REST).await;
         }
     }

@@ -21,7 +21,7 @@ mod lanes;
 mod recent;
 mod serve;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,8 +29,8 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use wire::id::{Birth, Generation, Oid, SlotIndex, VdiId, Version};
 use wire::peer::{
-    Fence, ListReply, Listed, ObjectRef, SealReply, Status, TableReply, Unsettled, WriteKind, WriteReply,
-    WriteRequest,
+    Fence, ListReply, Listed, ObjectRef, SealReply, SealRequest, Status, TableReply, Unsettled, WriteKind,
+    WriteReply, WriteRequest,
 };
 use wire::policy::Copies;
 
@@ -112,6 +112,12 @@ impl Replica {
 
     pub(crate) fn store(&self) -> &Arc<LocalStore> {
         &self.store
+    }
+
+    /// Writes that are remembered because their owners have not called them stable yet.
+    pub(crate) fn recent_writes(&self) -> u64 {
+        let gates: Vec<Arc<VdiGate>> = self.vdis.lock().values().cloned().collect();
+        gates.iter().map(|gate| gate.recent.lock().len() as u64).sum()
     }
 
     /// Says when the disk has failed, and how.
@@ -368,33 +374,42 @@ impl Replica {
         self.store.remove(key).map(drop).map_err(|e| self.status(e))
     }
 
-    /// Records a generation durably and tells what may differ between copies. Blocks.
-    pub(crate) fn seal(&self, fence: &Fence) -> Result<SealReply, Status> {
-        let vdi = fence.vdi();
+    /// Records a generation durably and tells what may differ between copies: up to `part` objects and as
+    /// many requests, after those that the question names. Blocks.
+    pub(crate) fn seal(&self, request: &SealRequest, part: usize) -> Result<SealReply, Status> {
+        let vdi = request.fence.vdi();
         let gate = self.vdi(vdi);
         let _exclusive = gate.gate.write();
-        self.check(&self.view.state(), fence, None)?;
-        self.seal_if_new(fence)?;
-        let mut reply = SealReply { applied: gate.recent.lock().requests(), ..SealReply::default() };
-        let mut seen = std::collections::HashSet::new();
-        for (key, _) in self.store.suspects().into_iter().filter(|(k, _)| k.oid.creator() == vdi) {
-            let Some(object) = self.object_ref(&key)? else { continue };
-            seen.insert((key.oid, key.birth));
-            reply.unsettled.push(self.unsettled(object, &key, true)?);
-        }
-        let recent = gate.recent.lock().objects();
-        for object in recent {
+        self.check(&self.view.state(), &request.fence, None)?;
+        self.seal_if_new(&request.fence)?;
+        let recent = gate.recent.lock();
+        let after = (Generation(request.after_generation), request.after_number);
+        let (applied, more_applied) = recent.requests(after, part);
+        let mut candidates: BTreeMap<(Oid, Birth), (ObjectKey, bool)> = BTreeMap::new();
+        for object in recent.objects() {
             let key = key_of(&object)?;
-            if seen.insert((key.oid, key.birth)) && self.object_ref(&key)?.is_some() {
-                reply.unsettled.push(self.unsettled(object, &key, false)?);
+            candidates.insert((key.oid, key.birth), (key, false));
+        }
+        drop(recent);
+        for (key, _) in self.store.suspects().into_iter().filter(|(k, _)| k.oid.creator() == vdi) {
+            candidates.insert((key.oid, key.birth), (key, true));
+        }
+        let after_object = request.after_object.map(|o| (o.oid(), o.birth()));
+        let mut rest = candidates.into_iter().filter(|(name, _)| Some(*name) > after_object);
+        let mut unsettled = Vec::new();
+        for (_, (key, suspect)) in rest.by_ref() {
+            if let Some(object) = self.object_ref(&key)? {
+                let version = self.store.version(&key).map_err(|e| self.status(e))?.into();
+                unsettled.push(Unsettled { object, version, suspect });
+            }
+            if unsettled.len() == part {
+                break;
             }
         }
-        Ok(reply)
-    }
-
-    fn unsettled(&self, object: ObjectRef, key: &ObjectKey, suspect: bool) -> Result<Unsettled, Status> {
-        let version = self.store.version(key).map_err(|e| self.status(e))?.into();
-        Ok(Unsettled { object, version, suspect })
+        let more = more_applied.is_some() || rest.next().is_some();
+        // With none left, the next part of the other list repeats nothing of this one.
+        let (generation, number) = more_applied.unwrap_or((Generation(u64::MAX), u64::MAX));
+        Ok(SealReply { unsettled, applied, more, generation: generation.0, number })
     }
 
     /// An object's wire name with its size, if it is there.

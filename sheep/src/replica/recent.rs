@@ -4,6 +4,7 @@
 //! client requests that may be sent again; the next owner learns them when it seals (rules 6 and 9).
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use wire::id::{Generation, Version};
 use wire::peer::{AppliedRequest, ObjectRef, RequestId};
@@ -34,15 +35,19 @@ impl RecentWrites {
         inherited_done: bool,
         write: Recent,
     ) {
-        self.writes.insert((generation, number), write);
-        while let Some(first) = self.writes.first_entry() {
-            let (of, number) = *first.key();
-            if (of == generation && number < stable) || (of < generation && inherited_done) {
-                first.remove();
-            } else {
-                break;
-            }
+        if inherited_done && self.writes.first_key_value().is_some_and(|((of, _), _)| *of < generation) {
+            self.writes = self.writes.split_off(&(generation, 0));
         }
+        self.writes.insert((generation, number), write);
+        while let Some((key, _)) = self.writes.range((generation, 0)..(generation, stable)).next() {
+            let key = *key;
+            self.writes.remove(&key);
+        }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.writes.len()
     }
 
     /// The objects written to, each once.
@@ -51,19 +56,26 @@ impl RecentWrites {
         self.writes.values().map(|w| w.object).filter(|o| seen.insert(*o)).collect()
     }
 
-    /// The client requests applied.
-    pub(crate) fn requests(&self) -> Vec<AppliedRequest> {
-        self.writes
-            .values()
-            .filter_map(|w| {
-                Some(AppliedRequest {
-                    request: w.request?,
-                    object: w.object,
-                    offset: w.offset,
-                    version: w.version.into(),
-                })
-            })
-            .collect()
+    /// Up to `max` of the client requests applied after position `after`, and the position of the last one
+    /// if there are more.
+    pub(crate) fn requests(
+        &self,
+        after: (Generation, u64),
+        max: usize,
+    ) -> (Vec<AppliedRequest>, Option<(Generation, u64)>) {
+        let mut rest = self.writes.range((Bound::Excluded(after), Bound::Unbounded));
+        let mut found = Vec::new();
+        let mut last = after;
+        for (key, write) in rest.by_ref().take(max) {
+            last = *key;
+            found.extend(write.request.map(|request| AppliedRequest {
+                request,
+                object: write.object,
+                offset: write.offset,
+                version: write.version.into(),
+            }));
+        }
+        (found, rest.next().map(|_| last))
     }
 }
 
@@ -81,7 +93,13 @@ mod tests {
     }
 
     fn numbers(recent: &RecentWrites) -> Vec<u64> {
-        recent.requests().iter().map(|r| r.request.number).collect()
+        let (mut all, mut at) = (Vec::new(), Some((Generation(0), 0)));
+        while let Some(after) = at {
+            let (some, more) = recent.requests(after, 2);
+            all.extend(some.iter().map(|r| r.request.number));
+            at = more;
+        }
+        all
     }
 
     #[test]
@@ -101,7 +119,9 @@ mod tests {
         recent.note(Generation(1), 7, 1, true, write(1));
         recent.note(Generation(2), 1, 1, false, write(2));
         assert_eq!(numbers(&recent), [1, 2]);
-        recent.note(Generation(2), 2, 2, true, write(3));
-        assert_eq!(numbers(&recent), [3]);
+        recent.note(Generation(2), 2, 2, false, write(3));
+        assert_eq!(numbers(&recent), [1, 3], "its own go all the same");
+        recent.note(Generation(2), 3, 3, true, write(4));
+        assert_eq!(numbers(&recent), [4]);
     }
 }

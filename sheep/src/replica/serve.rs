@@ -20,6 +20,8 @@ use crate::store::{self, BlockEntry, ReadOut, Segment};
 
 /// Objects in one answer of LIST_SLOT and LIST_VDI.
 const LIST_MAX: usize = 4096;
+/// Objects, and requests, in one answer of SEAL.
+const SEAL_PART: usize = 4096;
 
 /// Does `op` and calls `done` once, perhaps on another thread. Called in the order of arrival.
 pub(crate) fn serve(
@@ -100,7 +102,7 @@ fn ask(replica: &Replica, op: u16, meta: Bytes) -> Result<Bytes, Status> {
             let version = replica.store.version(&key).map_err(|e| replica.status(e))?;
             Ok(encode(wire::peer::VersionRef::from(version)))
         }
-        op::SEAL => replica.seal(&decode::<VdiRequest>(meta)?.fence).map(encode),
+        op::SEAL => replica.seal(&decode(meta)?, SEAL_PART).map(encode),
         op::SETTLED => replica.settled(&decode::<VdiRequest>(meta)?.fence).map(|()| Bytes::new()),
         op::FLUSH => replica.flush(&decode::<VdiRequest>(meta)?.fence).map(|()| Bytes::new()),
         op::TABLE => {

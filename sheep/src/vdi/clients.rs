@@ -33,6 +33,17 @@ struct Gateway {
     requests: BTreeMap<u64, Known>,
 }
 
+impl Gateway {
+    fn note_answered(&mut self, below: u64, freed: &mut Vec<u64>) {
+        if below > self.answered {
+            self.answered = below;
+            let open = self.requests.split_off(&below);
+            let over = std::mem::replace(&mut self.requests, open);
+            freed.extend(over.into_values().flat_map(|r| r.numbers));
+        }
+    }
+}
+
 #[derive(Default)]
 struct Table {
     connections: HashMap<(Session, u64), Connection>,
@@ -184,12 +195,7 @@ impl Clients {
     pub(crate) fn arrive(&self, request: RequestId, answered: u64, freed: &mut Vec<u64>) -> Arrival {
         let mut table = self.table.lock();
         let gateway = table.gateways.entry(process(&request)).or_default();
-        if answered > gateway.answered {
-            gateway.answered = answered;
-            let open = gateway.requests.split_off(&answered);
-            let over = std::mem::replace(&mut gateway.requests, open);
-            freed.extend(over.into_values().flat_map(|r| r.numbers));
-        }
+        gateway.note_answered(answered, freed);
         if request.number < gateway.answered {
             return Arrival::Late;
         }
@@ -222,6 +228,21 @@ impl Clients {
         }
     }
 
+    /// Processes of gateways some of whose requests are kept here. One that goes on says with its next
+    /// request what it has answered.
+    pub(crate) fn unanswered(&self) -> Vec<Session> {
+        let table = self.table.lock();
+        table.gateways.iter().filter(|(_, g)| !g.requests.is_empty()).map(|(process, _)| *process).collect()
+    }
+
+    /// A gateway's process says below which number its requests have been answered. Returns the numbers of
+    /// the writes that cannot come again.
+    pub(crate) fn note_answered(&self, process: Session, below: u64) -> Vec<u64> {
+        let mut freed = Vec::new();
+        self.table.lock().gateways.entry(process).or_default().note_answered(below, &mut freed);
+        freed
+    }
+
     /// Every request of a gateway below this number has been answered.
     pub(crate) fn answered(&self, request: &RequestId) -> u64 {
         self.table.lock().gateways.get(&process(request)).map_or(0, |g| g.answered)
@@ -250,6 +271,21 @@ mod tests {
         assert_eq!(freed, [77]);
         assert!(matches!(clients.arrive(request(5), 6, &mut freed), Arrival::Late));
         assert!(!clients.keep_number(request(5), 78));
+    }
+
+    #[test]
+    fn a_gateway_that_goes_quiet_is_asked() {
+        let clients = Clients::default();
+        let mut freed = Vec::new();
+        assert!(matches!(clients.arrive(request(5), 4, &mut freed), Arrival::New(_)));
+        assert!(clients.keep_number(request(5), 77));
+        let quiet = process(&request(5));
+        assert_eq!(clients.unanswered(), [quiet]);
+        assert!(clients.note_answered(quiet, 5).is_empty());
+        assert_eq!(clients.note_answered(quiet, 6), [77]);
+        assert!(clients.unanswered().is_empty());
+        assert!(matches!(clients.arrive(request(5), 4, &mut freed), Arrival::Late));
+        assert_eq!(clients.answered(&request(5)), 6);
     }
 
     #[tokio::test]

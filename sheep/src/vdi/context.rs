@@ -1,7 +1,6 @@
 //! What an owner and a gateway need of the node: its state, its peers, its own copies, its lease.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +11,7 @@ use wire::frame::Payload;
 use wire::id::Session;
 use wire::peer::{Status, WriteReply, WriteRequest, op};
 
+use super::requests::OpenRequests;
 use crate::cluster::log::ClusterLog;
 use crate::cluster::session::{Lease, Me};
 use crate::cluster::state::ClusterState;
@@ -42,8 +42,8 @@ pub(crate) struct Context {
     /// Absent on a gateway.
     pub(crate) replica: Option<Arc<Replica>>,
     pub(crate) lease: Arc<Lease>,
-    /// Numbers client requests over all VDIs, so that a retry is known.
-    pub(crate) requests: AtomicU64,
+    /// Clients' requests through this node's gateway, numbered over all VDIs so that a retry is known.
+    pub(crate) requests: OpenRequests,
 }
 
 /// An answer of a member: its message and payload.

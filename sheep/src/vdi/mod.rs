@@ -11,6 +11,7 @@
 //! | `clients`, `stability` | who is connected; requests that may come again; pure |
 //! | `check` | compares copies and map, and repairs |
 //! | `owners` | the owners on this node, from acquisition to release |
+//! | `requests` | this gateway's unanswered requests; pure |
 //! | `context` | what an owner needs of the node |
 
 pub(crate) mod check;
@@ -20,6 +21,7 @@ mod map;
 mod object;
 pub(crate) mod owner;
 pub(crate) mod owners;
+pub(crate) mod requests;
 pub(crate) mod span;
 mod stability;
 mod takeover;

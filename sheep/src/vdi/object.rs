@@ -411,10 +411,10 @@ impl Owner {
                 return Err(IoFailure::Io);
             }
             self.pause().await;
-            if replica_is_in_sync(self, object)? {
-                if let Some(segments) = self.read_own(object, offset, len).await? {
-                    return Ok(segments);
-                }
+            if replica_is_in_sync(self, object)?
+                && let Some(segments) = self.read_own(object, offset, len).await?
+            {
+                return Ok(segments);
             }
         }
     }

@@ -19,7 +19,7 @@ use prost::Message;
 use tokio::sync::{RwLock, watch};
 use wire::frame::Payload;
 use wire::id::{Birth, Generation, Oid, Session, VdiId};
-use wire::peer::{AppliedRequest, ObjectRef, RequestId, VdiRequest, op};
+use wire::peer::{AppliedRequest, ObjectRef, RequestId, SessionRef, VdiRequest, op};
 use wire::policy::Copies;
 
 use super::clients::Clients;
@@ -257,6 +257,12 @@ impl Owner {
         self.inherited_done.store(inherited.is_empty(), Ordering::Release);
     }
 
+    /// Processes of gateways whose inherited requests may still come again.
+    pub(crate) fn inherited_from(&self) -> HashSet<Session> {
+        let inherited = self.inherited.lock();
+        inherited.keys().map(|(id, _, _)| SessionRef { node: id.node, start: id.start }.into()).collect()
+    }
+
     /// A write has come to its end at every member.
     pub(crate) fn finished(&self, number: u64, request: Option<RequestId>) {
         match request.filter(|r| self.clients.is_remote(r, self.context.me())) {
@@ -369,13 +375,10 @@ impl Owner {
         if let (Some(span), None) = (all.next(), all.next()) {
             self.write_span(span, Change::Data(payload), request).await?;
         } else {
-            use futures::{StreamExt, TryStreamExt};
-            let parts = split(offset, payload);
-            futures::stream::iter(parts)
-                .map(|(span, part)| self.write_span(span, Change::Data(part), request))
-                .buffer_unordered(PARALLEL)
-                .try_collect::<()>()
-                .await?;
+            use futures::StreamExt;
+            let parts = futures::stream::iter(split(offset, payload))
+                .map(|(span, part)| self.write_span(span, Change::Data(part), request));
+            all_done(parts).await?;
         }
         if fua { self.flush_admitted().await } else { Ok(()) }
     }
@@ -389,7 +392,7 @@ impl Owner {
         fua: bool,
         request: RequestId,
     ) -> Result<(), IoFailure> {
-        use futures::{StreamExt, TryStreamExt};
+        use futures::StreamExt;
         let _admitted = self.admission.read().await;
         self.served().await?;
         if punch {
@@ -402,17 +405,12 @@ impl Owner {
                 let end = ((index + 1) * u64::from(OBJECT_SIZE)).min(offset + len);
                 Span { index, offset: (start % u64::from(OBJECT_SIZE)) as u32, len: (end - start) as u32 }
             };
-            futures::stream::iter(there)
-                .map(|index| self.punch_span(within(index), request))
-                .buffer_unordered(PARALLEL)
-                .try_collect::<()>()
+            all_done(futures::stream::iter(there).map(|index| self.punch_span(within(index), request)))
                 .await?;
         } else {
-            futures::stream::iter(spans(offset, len))
-                .map(|span| self.write_span(span, Change::Zero { len: span.len, punch: false }, request))
-                .buffer_unordered(PARALLEL)
-                .try_collect::<()>()
-                .await?;
+            let zero =
+                |span: Span| self.write_span(span, Change::Zero { len: span.len, punch: false }, request);
+            all_done(futures::stream::iter(spans(offset, len)).map(zero)).await?;
         }
         if fua { self.flush_admitted().await } else { Ok(()) }
     }
@@ -564,8 +562,7 @@ impl Owner {
         let end = end.min((first + (1 << 16)) * object);
         let mut runs: Vec<(u64, bool)> = Vec::new();
         let mut at = offset;
-        let mut looked = 0;
-        for (index, entry) in there {
+        for (looked, (index, entry)) in (0u64..).zip(there) {
             let start = (index * object).max(offset);
             let stop = ((index + 1) * object).min(end);
             push_run(&mut runs, start - at, true);
@@ -573,7 +570,6 @@ impl Owner {
             if looked == STATUS_OBJECTS_MAX || runs.len() >= STATUS_RUNS_ENOUGH {
                 return Ok(runs);
             }
-            looked += 1;
             for (from, to, hole) in self.holes(index, entry).await? {
                 let (from, to) = (from + index * object, to + index * object);
                 push_run(&mut runs, to.min(stop).saturating_sub(from.max(start)), hole);
@@ -662,6 +658,19 @@ impl Owner {
             f().await
         }
     }
+}
+
+/// Runs the parts of a change, several at once, all of them to their end: a write dropped half way would
+/// stay unsettled. The first failure, if any failed.
+async fn all_done<F>(parts: impl futures::Stream<Item = F>) -> Result<(), IoFailure>
+where
+    F: Future<Output = Result<(), IoFailure>>,
+{
+    use futures::StreamExt;
+    parts
+        .buffer_unordered(PARALLEL)
+        .fold(Ok(()), |all: Result<(), IoFailure>, part| std::future::ready(all.and(part)))
+        .await
 }
 
 /// Adds a run; two of a kind become one.

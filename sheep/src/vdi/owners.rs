@@ -7,17 +7,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prost::Message;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use wire::frame::Payload;
 use wire::id::{Generation, Session, VdiId};
+use wire::peer::{AnsweredReply, AnsweredRequest, Status, op};
 
 use super::context::Context;
 use super::owner::Owner;
 use crate::cluster::entry::ClusterEntry;
 use crate::cluster::log::ProposeError;
+use crate::peer::Class;
 
 /// How often an owner looks after itself.
 const HOUSEKEEPING: Duration = Duration::from_millis(250);
+/// How often gateways are asked that have not said that they have answered their requests.
+const QUIET: Duration = Duration::from_secs(1);
+/// How long they may take to say it.
+const ASK_PATIENCE: Duration = Duration::from_millis(300);
 /// How long nobody may have had a VDI open before it is released.
 const IDLE: Duration = Duration::from_secs(2);
 /// How long a planned change of owner may hold requests up before it is called off.
@@ -81,6 +89,7 @@ impl Owners {
         }
         let mut idle_since = tokio::time::Instant::now();
         let mut elsewhere_since = None;
+        let mut asked_quiet = idle_since;
         while owner.current().is_ok() {
             tokio::time::sleep(HOUSEKEEPING).await;
             let Ok(state) = owner.current() else { break };
@@ -91,6 +100,10 @@ impl Owners {
             }
             for number in owner.clients.retain_gateways(|s| state.is_live(s), |p| state.may_return(p)) {
                 owner.stability.end(number);
+            }
+            if asked_quiet.elapsed() >= QUIET {
+                asked_quiet = tokio::time::Instant::now();
+                self.ask_quiet_gateways(owner).await;
             }
             owner.forget_inherited(|id| {
                 let process = wire::peer::SessionRef { node: id.node, start: id.start }.into();
@@ -127,6 +140,33 @@ impl Owners {
                 elsewhere_since = None;
             }
         }
+    }
+
+    /// Asks gateways that may still send requests again whether they will: one that has nothing more to say
+    /// would keep the owner, and so every copy, from ever forgetting a write.
+    async fn ask_quiet_gateways(&self, owner: &Arc<Owner>) {
+        let mut quiet = owner.inherited_from();
+        quiet.extend(owner.clients.unanswered());
+        let ask = |process: Session| async move {
+            let below = self.answered_below(owner.vdi, process).await?;
+            let freed = owner.clients.note_answered(process, below);
+            freed.into_iter().for_each(|number| owner.stability.end(number));
+            Some(())
+        };
+        futures::future::join_all(quiet.into_iter().map(ask)).await;
+    }
+
+    async fn answered_below(&self, vdi: VdiId, process: Session) -> Option<u64> {
+        let context = &self.context;
+        if process.node == context.me().node {
+            let own = process.start == context.identity.process;
+            return own.then(|| context.requests.answered_below(vdi));
+        }
+        let meta = AnsweredRequest { process: process.start, vdi: vdi.0 }.encode_to_vec().into();
+        let (node, wait) = (process.node, Some(ASK_PATIENCE));
+        let call = context.peers.call(node, Class::Forward, op::ANSWERED, meta, Payload::empty(), wait);
+        let reply = call.await.ok().filter(|r| r.status == Status::Ok as u16)?;
+        AnsweredReply::decode(reply.meta).ok().map(|r| r.below)
     }
 
     /// Gives a VDI up, perhaps to another session. False if requests did not end in time, or the log did

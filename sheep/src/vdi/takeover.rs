@@ -10,13 +10,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use prost::Message;
 use wire::checksum::BLOCK_SIZE;
 use wire::frame::Payload;
 use wire::id::{ObjectKind, Session, SlotIndex, Version};
 use wire::peer::{
-    Fence, ObjectRef, ObjectRequest, PatchRequest, ReadReply, SealReply, Status, TableReply, VdiRequest, op,
+    Fence, ObjectRef, ObjectRequest, PatchRequest, ReadReply, SealReply, SealRequest, Status, TableReply,
+    VdiRequest, op,
 };
 
 use super::context::{Failure, LOOK_AGAIN, RETRY_DELAY};
@@ -100,16 +101,27 @@ impl Owner {
         Ok(())
     }
 
-    async fn seal_everywhere(&self) -> Result<HashMap<Session, SealReply>, IoFailure> {
-        let answers = self.on_holders(op::SEAL).await?;
-        answers
-            .into_iter()
-            .map(|(session, meta)| Ok((session, SealReply::decode(meta).map_err(|_| IoFailure::Io)?)))
-            .collect()
+    /// Seals at one holder; what it says of every part.
+    async fn seal_at(&self, to: Session) -> Result<SealReply, Failure> {
+        let mut all = SealReply::default();
+        let fence = Fence { to_start: to.start, ..self.fence(0) };
+        let mut request = SealRequest { fence, ..SealRequest::default() };
+        loop {
+            let (meta, _) =
+                self.context.ask(to, op::SEAL, request.encode_to_vec().into(), Payload::empty()).await?;
+            let part = SealReply::decode(meta).map_err(|_| Failure::Status(Status::Invalid))?;
+            request.after_object = part.unsettled.last().map(|u| u.object).or(request.after_object);
+            (request.after_generation, request.after_number) = (part.generation, part.number);
+            all.unsettled.extend(part.unsettled);
+            all.applied.extend(part.applied);
+            if !part.more {
+                return Ok(all);
+            }
+        }
     }
 
-    /// Asks every node that may hold a copy, until it answers or no longer counts.
-    async fn on_holders(&self, op: u16) -> Result<HashMap<Session, Bytes>, IoFailure> {
+    /// Seals at every node that may hold a copy, until it answers or no longer counts.
+    async fn seal_everywhere(&self) -> Result<HashMap<Session, SealReply>, IoFailure> {
         let mut answers = HashMap::new();
         loop {
             let state = self.current()?;
@@ -122,11 +134,7 @@ impl Owner {
             if missing.is_empty() {
                 return Ok(answers);
             }
-            let ask = |to: Session| async move {
-                let fence = Fence { to_start: to.start, ..self.fence(0) };
-                let meta = VdiRequest { fence }.encode_to_vec().into();
-                (to, self.context.ask(to, op, meta, Payload::empty()).await)
-            };
+            let ask = |to: Session| async move { (to, self.seal_at(to).await) };
             let asked = futures::future::join_all(missing.into_iter().map(ask));
             tokio::select! {
                 // Dropping the questions forgets them; sealing twice does no harm.
@@ -134,8 +142,11 @@ impl Owner {
                     let mut failed = false;
                     for (to, answer) in round {
                         match answer {
-                            Ok((meta, _)) => _ = answers.insert(to, meta),
-                            Err(_) => failed = true,
+                            Ok(reply) => _ = answers.insert(to, reply),
+                            Err(failure) => {
+                                tracing::debug!(vdi = %self.vdi, %to, ?failure, "a holder is not sealed yet");
+                                failed = true;
+                            }
                         }
                     }
                     if failed {
