@@ -685,8 +685,12 @@ impl Host for NodeHost {
     }
 
     async fn format(&self, copies: Copies, slots: u32, force: bool) -> Result<(), FormatError> {
-        if self.context.view.state().format().is_some() {
-            return Err(FormatError::AlreadyFormatted);
+        if let Some(format) = self.context.view.state().format() {
+            if !force {
+                return Err(FormatError::AlreadyFormatted);
+            }
+            tracing::warn!(cluster = %format.cluster, "the ring is formatted anew: its VDIs are deleted");
+            return self.reformat(copies, slots).await;
         }
         if let Some(other) = self.membership.known_in_ring() {
             return Err(FormatError::SeedInRing(other.admin));
@@ -746,6 +750,23 @@ impl Host for NodeHost {
 }
 
 impl NodeHost {
+    async fn reformat(&self, copies: Copies, slots: u32) -> Result<(), FormatError> {
+        if crate::placement::SlotCount::new(slots).is_err() {
+            return Err(FormatError::BadSlots(slots));
+        }
+        let entry = ClusterEntry::Reformat { copies, slots, now_ms: now_ms() };
+        match self.ring.log.propose(entry, LOG_PATIENCE).await {
+            Ok((_, ClusterReply::Refused(Refusal::InUse(node)))) => Err(FormatError::InUse(node)),
+            Ok((_, ClusterReply::Refused(refusal))) => Err(FormatError::Log(refusal.to_string())),
+            Ok((index, _)) => {
+                self.context.view.reaches(index).await;
+                self.wait_for_members(index).await;
+                Ok(())
+            }
+            Err(error) => Err(FormatError::Log(error.to_string())),
+        }
+    }
+
     /// After format: until everybody who was counted in has the log, or a few seconds have passed.
     async fn wait_for_members(&self, index: u64) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);

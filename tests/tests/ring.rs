@@ -31,6 +31,49 @@ fn a_format_needs_as_many_nodes_as_copies_and_happens_once() {
 }
 
 #[test]
+fn a_forced_second_format_deletes_everything_everywhere() {
+    let mut ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    let mut client = ring.open(0, "vol");
+    for object in 0..8 {
+        client.write(object << 22, &[7; 65536]).expect("written");
+    }
+    let again: &[&str] = &["cluster", "format", "-c", "2", "--slots", "512"];
+    let refused = ring.dog(1, again).exits(1);
+    assert!(refused.stderr.contains("--force"), "{refused}");
+    let forced = [again, &["--force"]].concat();
+    let refused = ring.dog(1, &forced).exits(1);
+    assert!(refused.stderr.contains("in use"), "{refused}");
+    drop(client);
+    wait::until(Duration::from_secs(10), "nobody has it open", || match ring.owner("vol") {
+        None => Ok(()),
+        Some(owner) => Err(format!("{owner} has it")),
+    });
+
+    // One that is not there has to forget what it holds when it comes back.
+    ring[2].kill();
+    let formatted = wait::until(Duration::from_secs(10), "a leader is there", || {
+        let output = ring.dog(1, &forced);
+        if output.status == 0 { Ok(output) } else { Err(output.to_string()) }
+    });
+    assert!(formatted.stdout.contains("512 slots"), "{formatted}");
+    assert_eq!(ring.dog_json(0, &["vdi", "list"]), serde_json::json!([]));
+    ring.create("vol", "64M");
+    let mut client = ring.open(0, "vol");
+    assert_eq!(client.read(4 << 20, 65536).expect("read"), [0; 65536]);
+    client.write(0, &[9; 512]).expect("written");
+    ring[2].start();
+    ring.wait_full();
+    ring.assert_same_everywhere("vol");
+    wait::until(Duration::from_secs(20), "what was deleted is gone from every disk", || {
+        match ring.stored() {
+            stored if stored < 4 * (8 * 65536) => Ok(()),
+            stored => Err(format!("{stored} bytes are stored")),
+        }
+    });
+}
+
+#[test]
 fn every_sheep_shows_the_same_ring_and_the_same_data() {
     let ring = Ring::formatted(3);
     ring.create("vol", "64M");
@@ -107,8 +150,12 @@ fn a_fourth_node_takes_its_share() {
     });
     assert_eq!(ring.digest(new, "vol"), before);
     ring.assert_same_everywhere("vol");
-    let info = ring.dog_json(new, &["node", "info"]);
-    assert_eq!(info["slots_catching_up"], 0, "{info}");
+    // Redundancy is full long before: the old holders stay until the new one has all of it.
+    wait::until(Duration::from_secs(60), "it has caught up", || {
+        let info = ring.dog_json(new, &["node", "info"]);
+        if info["slots_catching_up"] == 0 { Ok(()) } else { Err(info.to_string()) }
+    });
+    ring.check(0).expect("still full");
 }
 
 #[test]

@@ -89,7 +89,12 @@ impl From<FormatError> for AdminError {
     fn from(error: FormatError) -> Self {
         let (kind, hint) = match &error {
             FormatError::AlreadyFormatted => {
-                (ErrorKind::Refused, "nothing is to be done: create VDIs with `dog vdi create`".to_owned())
+                let hint =
+                    "nothing is to be done: create VDIs with `dog vdi create`; --force deletes all there are";
+                (ErrorKind::Refused, hint.to_owned())
+            }
+            FormatError::InUse(_) => {
+                (ErrorKind::Refused, "stop its clients first; `dog vdi list` shows which it is".to_owned())
             }
             FormatError::SeedInRing(_) => {
                 (ErrorKind::Refused, "wait until it has joined; `dog node list` shows when".to_owned())

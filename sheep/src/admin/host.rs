@@ -13,6 +13,9 @@ pub(crate) enum FormatError {
     /// This sheep is in a ring.
     #[error("this sheep is in a ring already")]
     AlreadyFormatted,
+    /// A VDI is in use through a node; nothing is deleted under its clients.
+    #[error("a VDI is in use through node {0}")]
+    InUse(NodeId),
     /// A seed is in a ring: this sheep is to join that one.
     #[error("the seed {0} is in a ring already, which this sheep is about to join")]
     SeedInRing(String),

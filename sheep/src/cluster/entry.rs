@@ -46,6 +46,15 @@ pub enum ClusterEntry {
         /// When.
         now_ms: u64,
     },
+    /// Deletes every VDI and lays the slots out anew. Nodes and the ring's identity stay.
+    Reformat {
+        /// Default copies of a VDI.
+        copies: Copies,
+        /// Number of slots, a power of two.
+        slots: u32,
+        /// When.
+        now_ms: u64,
+    },
     /// A node joins, or comes back as a new session.
     Join {
         /// The node.

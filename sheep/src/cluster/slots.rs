@@ -61,14 +61,14 @@ pub(crate) struct Live {
 
 impl SlotConfig {
     /// A configuration of a slot that has never held anything: all `targets` are in sync.
-    pub(crate) fn new(targets: impl IntoIterator<Item = Live>) -> Self {
+    pub(crate) fn new(version: u64, targets: impl IntoIterator<Item = Live>) -> Self {
         let member = |live: Live| Member {
             session: live.session,
             boot: live.boot,
             state: MemberState::InSync,
-            since: 1,
+            since: version,
         };
-        Self { version: 1, members: targets.into_iter().map(member).collect() }
+        Self { version, members: targets.into_iter().map(member).collect() }
     }
 
     /// The members in a state.
@@ -102,8 +102,8 @@ impl SlotConfig {
         let mut members = Vec::with_capacity(self.members.len() + 1);
         if self.members.is_empty() {
             // Nobody was there when the slot was made, so it has never held anything.
-            let first = Self::new(targets.iter().filter_map(|t| live(*t)));
-            return (!first.members.is_empty()).then_some(Self { version: next_version, ..first });
+            let first = Self::new(next_version, targets.iter().filter_map(|t| live(*t)));
+            return (!first.members.is_empty()).then_some(first);
         }
         if in_sync_alive {
             self.keep_alive(&mut members, is_live, targets);
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_dead_member_leaves_and_its_next_session_catches_up() {
-        let config = SlotConfig::new([live(1, 1, 7), live(2, 1, 7), live(3, 1, 7)]);
+        let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 7), live(3, 1, 7)]);
         let config =
             config.reconfigured(find(&[live(1, 1, 7), live(2, 1, 7)]), &TARGETS, 3).expect("changed");
         assert_eq!(states(&config), [(1, 1, InSync), (2, 1, InSync)]);
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_quick_restart_makes_a_member_catch_up() {
-        let config = SlotConfig::new([live(1, 1, 7), live(2, 1, 7)]);
+        let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 7)]);
         let config =
             config.reconfigured(find(&[live(1, 1, 7), live(2, 2, 7)]), &TARGETS[..2], 2).expect("changed");
         assert_eq!(states(&config), [(1, 1, InSync), (2, 2, CatchingUp)]);
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_lost_set_waits_for_all_of_it_or_for_one_with_an_unbroken_boot() {
-        let config = SlotConfig::new([live(1, 1, 7), live(2, 1, 8)]);
+        let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8)]);
         assert_eq!(config.reconfigured(find(&[]), &TARGETS[..2], 2), None);
         // One is back after a power loss, and a stranger is there: neither counts.
         let one = config.reconfigured(find(&[live(1, 2, 70), live(3, 1, 9)]), &TARGETS, 2).expect("changed");
@@ -250,7 +250,7 @@ mod tests {
 
     #[test]
     fn who_returned_from_a_power_loss_and_restarts_still_does_not_count_alone() {
-        let config = SlotConfig::new([live(1, 1, 7), live(2, 1, 8)]);
+        let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8)]);
         let config = config.reconfigured(find(&[live(1, 2, 70)]), &TARGETS[..2], 2).expect("changed");
         let config = config.reconfigured(find(&[]), &TARGETS[..2], 2).expect("changed");
         let config = config.reconfigured(find(&[live(1, 3, 70)]), &TARGETS[..2], 2).expect("changed");
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn an_old_holder_goes_only_when_the_new_ones_are_in_sync() {
-        let config = SlotConfig::new([live(4, 1, 7)]);
+        let config = SlotConfig::new(1, [live(4, 1, 7)]);
         let all = [live(1, 1, 7), live(4, 1, 7)];
         let mut config = config.reconfigured(find(&all), &TARGETS[..1], 1).expect("changed");
         assert_eq!(states(&config), [(1, 1, CatchingUp), (4, 1, InSync)]);

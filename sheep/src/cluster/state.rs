@@ -114,6 +114,8 @@ pub struct Format {
     pub created_ms: u64,
     /// Which features every member must know; raised by an upgrade.
     pub feature_level: u32,
+    /// Where versions of slot configurations begin: above all that an earlier format had.
+    pub first_version: u64,
 }
 
 /// How recovery may go on.
@@ -278,6 +280,9 @@ impl ClusterState {
         }
         match entry {
             ClusterEntry::Format { .. } => unreachable!("handled above"),
+            ClusterEntry::Reformat { copies, slots, now_ms } => {
+                self.reformat(index, *copies, *slots, *now_ms)
+            }
             ClusterEntry::Join { node, now_ms } => self.join(index, node, *now_ms),
             ClusterEntry::Evict { sessions, now_ms } => {
                 let mut any = false;
@@ -389,11 +394,38 @@ impl ClusterState {
         if nodes.len() > MAX_NODES {
             return Err(Refusal::TooManyNodes(MAX_NODES as u32));
         }
-        self.format = Some(Format { cluster, copies, slots, created_ms: now_ms, feature_level: 1 });
+        self.format =
+            Some(Format { cluster, copies, slots, created_ms: now_ms, feature_level: 1, first_version: 1 });
         for spec in nodes {
             self.nodes.insert(spec.session.node, new_node(spec, now_ms));
         }
         self.epoch = Epoch(1);
+        self.use_policy(copies);
+        Ok(ClusterReply::Done)
+    }
+
+    fn reformat(
+        &mut self,
+        index: u64,
+        copies: Copies,
+        slots: u32,
+        now_ms: u64,
+    ) -> Result<ClusterReply, Refusal> {
+        SlotCount::new(slots).map_err(|_| Refusal::BadSlots(slots))?;
+        if let Some(owner) = self.vdis.values().find_map(|v| v.owner.session) {
+            return Err(Refusal::InUse(owner.node));
+        }
+        let newest = self.slots().map(|(_, _, config)| config.version).max().unwrap_or_default();
+        let Some(format) = &mut self.format else { return Err(Refusal::NotFormatted) };
+        (format.copies, format.slots, format.created_ms) = (copies, slots, now_ms);
+        format.first_version = format.first_version.max(newest + 1);
+        // Ids are not used again, so what is left of these on any disk, there now or not, counts as deleted.
+        self.vdis.clear();
+        self.names.clear();
+        self.slots.clear();
+        self.placement.clear();
+        self.owners_changed = index;
+        self.epoch = Epoch(self.epoch.0 + 1);
         self.use_policy(copies);
         Ok(ClusterReply::Done)
     }
@@ -596,10 +628,11 @@ impl ClusterState {
             return;
         }
         let table = self.table(copies);
-        let slots = table
-            .iter()
-            .map(|(_, targets)| Arc::new(SlotConfig::new(targets.iter().filter_map(|n| self.live_disk(*n)))))
-            .collect();
+        let version = self.format.as_ref().map_or(1, |f| f.first_version);
+        let config = |targets: &[NodeId]| {
+            Arc::new(SlotConfig::new(version, targets.iter().filter_map(|n| self.live_disk(*n))))
+        };
+        let slots = table.iter().map(|(_, targets)| config(targets)).collect();
         self.slots.insert(copies, slots);
     }
 

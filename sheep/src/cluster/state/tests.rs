@@ -87,6 +87,32 @@ fn nothing_happens_before_format_and_format_happens_once() {
 }
 
 #[test]
+fn a_second_format_deletes_everything_and_no_id_comes_back() {
+    let mut state = founded(3, 3);
+    let create =
+        ClusterEntry::CreateVdi { name: "a".parse().expect("name"), size: 512, copies: None, now_ms: 0 };
+    state.apply_entry(2, &create);
+    state.apply_entry(3, &ClusterEntry::Join { node: spec(2, 2, 1), now_ms: 6 });
+    state.apply_entry(4, &ClusterEntry::Acquire { vdi: VdiId(1), session: session(1, 1) });
+    let anew = |slots| ClusterEntry::Reformat { copies: copies(2), slots, now_ms: 9 };
+    assert_eq!(state.apply_entry(5, &anew(512)), ClusterReply::Refused(Refusal::InUse(NodeId(1))));
+    let generation = Generation(1);
+    state.apply_entry(6, &ClusterEntry::Release { vdi: VdiId(1), generation, to: None, used: None });
+    assert_eq!(state.apply_entry(7, &anew(500)), ClusterReply::Refused(Refusal::BadSlots(500)));
+    let newest = state.slots().map(|(_, _, config)| config.version).max();
+    assert_eq!(state.apply_entry(8, &anew(512)), ClusterReply::Done);
+    state.validate().expect("valid");
+    assert!(state.is_deleted(VdiId(1)));
+    assert_eq!(state.slots().count(), 512);
+    for (policy, _, config) in state.slots() {
+        assert_eq!((policy, config.in_state(MemberState::InSync).count()), (copies(2), 2));
+        assert!(Some(config.version) > newest, "an answer to an old question means nothing");
+    }
+    assert_eq!(admit_all(&mut state, 9, session(2, 2)), 0);
+    assert_eq!(state.apply_entry(10, &create), ClusterReply::Created(VdiId(2)));
+}
+
+#[test]
 fn a_killed_node_returns_through_catching_up() {
     let mut state = founded(3, 3);
     state.apply_entry(2, &ClusterEntry::Evict { sessions: vec![session(2, 1)], now_ms: 5 });
