@@ -163,18 +163,21 @@ fn sentence(finding: &FindingView) -> String {
 }
 
 fn text(status: &str, summary: &CheckSummary) -> String {
-    let mut text =
-        format!("{status}: {} of {} slots below full redundancy", summary.slots_degraded, summary.slots);
-    if summary.objects > 0 {
-        text.push_str(&format!(
-            "; {} objects, {} degraded, {} damaged, {} repaired",
+    let mut parts = Vec::new();
+    // A check of one VDI looks at no slots.
+    if summary.slots > 0 {
+        parts.push(format!("{} of {} slots below full redundancy", summary.slots_degraded, summary.slots));
+    }
+    if summary.objects > 0 || summary.slots == 0 {
+        parts.push(format!(
+            "{} objects, {} degraded, {} damaged, {} repaired",
             summary.objects, summary.objects_degraded, summary.objects_damaged, summary.repaired
         ));
     }
     if summary.bytes_read > 0 {
-        text.push_str(&format!("; {} read", HumanBytes(summary.bytes_read)));
+        parts.push(format!("{} read", HumanBytes(summary.bytes_read)));
     }
-    text
+    format!("{status}: {}", parts.join("; "))
 }
 
 #[cfg(test)]

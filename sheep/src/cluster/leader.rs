@@ -277,23 +277,74 @@ fn choose_voters(state: &ClusterState, now: &BTreeSet<NodeId>, me: NodeId) -> BT
     };
     // Shrinking because nodes are away for a moment would only mean growing again.
     let count = count.max(now.len().min(VOTERS_MAX).min(candidates.len()));
+    // A voter of each zone, then a second one of each, and so on: the loss of a zone takes as few as it can.
+    // First the living, then whoever there is.
     let mut chosen: Vec<&Node> = Vec::new();
-    for distinct in [true, false] {
-        for node in &candidates {
-            if chosen.len() == count {
-                break;
-            }
-            let id = node.spec.session.node;
-            let taken = chosen.iter().any(|c| c.spec.session.node == id);
-            let zone_taken = chosen.iter().any(|c| c.spec.zone == node.spec.zone);
-            // First the living from distinct zones, then the living, then whoever there is.
-            if !taken
-                && (!distinct || !zone_taken)
-                && (node.live_session().is_some() || chosen.len() >= alive)
-            {
-                chosen.push(node);
+    for pool in [&candidates[..alive], &candidates[..]] {
+        for per_zone in 1..=VOTERS_MAX {
+            for node in pool {
+                let in_zone = chosen.iter().filter(|c| c.spec.zone == node.spec.zone).count();
+                let taken = chosen.iter().any(|c| c.spec.session.node == node.spec.session.node);
+                if chosen.len() < count && !taken && in_zone < per_zone {
+                    chosen.push(node);
+                }
             }
         }
     }
     chosen.iter().map(|n| n.spec.session.node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::id::ClusterId;
+
+    /// Nodes numbered from 1 in these zones.
+    fn ring(zones: &[&str]) -> ClusterState {
+        let spec = |(id, zone): (u64, &&str)| NodeSpec {
+            session: Session { node: NodeId(id), start: 1 },
+            process: 1,
+            boot: 1,
+            admin: String::new(),
+            mesh: String::new(),
+            zone: (*zone).to_owned(),
+            vnodes: 1,
+            gateway: false,
+        };
+        let nodes = (1..).zip(zones).map(spec).collect();
+        let copies = wire::policy::Copies::new(1).expect("in range");
+        let mut state = ClusterState::default();
+        let entry = ClusterEntry::Format { cluster: ClusterId(1), copies, slots: 256, nodes, now_ms: 0 };
+        state.apply_entry(1, &entry);
+        state
+    }
+
+    fn kill(state: &mut ClusterState, node: u64) {
+        let sessions = vec![Session { node: NodeId(node), start: 1 }];
+        state.apply_entry(9, &ClusterEntry::Evict { sessions, now_ms: 0 });
+    }
+
+    fn chosen(state: &ClusterState, now: &[u64]) -> Vec<u64> {
+        let now = now.iter().copied().map(NodeId).collect();
+        choose_voters(state, &now, NodeId(1)).into_iter().map(|n| n.0).collect()
+    }
+
+    #[test]
+    fn no_zone_has_more_voters_than_it_must() {
+        assert_eq!(chosen(&ring(&["a", "a", "a", "b", "b", "c"]), &[]), [1, 2, 4, 5, 6]);
+        assert_eq!(chosen(&ring(&["a", "a", "a", "a", "b", "c"]), &[]), [1, 2, 3, 5, 6]);
+        assert_eq!(chosen(&ring(&["a", "a", "b", "b"]), &[]), [1, 2, 3]);
+        assert_eq!(chosen(&ring(&["a", "b", "c", "d", "e", "f", "g"]), &[]), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_dead_voter_is_replaced_if_anybody_can_take_its_place() {
+        let mut state = ring(&["a", "b", "c", "d", "e", "f"]);
+        assert_eq!(chosen(&state, &[1, 2, 4, 5, 6]), [1, 2, 4, 5, 6], "who votes stays");
+        kill(&mut state, 4);
+        assert_eq!(chosen(&state, &[1, 2, 4, 5, 6]), [1, 2, 3, 5, 6]);
+        let mut state = ring(&["a", "b", "c"]);
+        kill(&mut state, 2);
+        assert_eq!(chosen(&state, &[1, 2, 3]), [1, 2, 3], "two would survive no further death");
+    }
 }
