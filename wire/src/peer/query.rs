@@ -230,22 +230,3 @@ mod tests {
         assert_eq!(clients.encode_to_vec(), [8, 2, 16, 7, 26, 1, b'c', 32, 1]);
     }
 }
-
-/// ANSWERED.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub struct AnsweredRequest {
-    /// The gateway's process: the start counter with which it began.
-    #[prost(uint64, tag = "1")]
-    pub process: u64,
-    /// The VDI.
-    #[prost(uint64, tag = "2")]
-    pub vdi: u64,
-}
-
-/// ANSWERED's answer.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub struct AnsweredReply {
-    /// Every request of the process to the VDI below this number has been answered to its client.
-    #[prost(uint64, tag = "1")]
-    pub below: u64,
-}
