@@ -8,6 +8,8 @@ use crate::id::{Birth, Generation, NodeId, Oid, Session, SlotIndex, VdiId, Versi
 use crate::policy::Copies;
 
 mod client;
+#[cfg(test)]
+mod golden;
 mod node;
 mod object;
 mod query;

@@ -841,4 +841,6 @@ fn next(generation: Generation) -> Result<Generation, Refusal> {
 }
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;

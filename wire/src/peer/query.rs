@@ -195,38 +195,3 @@ pub struct ClientsReply {
     #[prost(message, repeated, tag = "1")]
     pub connections: Vec<OpenConnection>,
 }
-
-#[cfg(test)]
-mod tests {
-    use prost::Message;
-
-    use super::super::op;
-    use super::*;
-
-    /// Numbers that other releases know: never change these.
-    #[test]
-    fn operations_keep_their_numbers() {
-        let numbers = [op::VDI_OBJECTS, op::VDI_CHECK, op::VDI_UNLOCK, op::GATEWAY_CLIENTS, op::SHUTDOWN];
-        assert_eq!(numbers, [41, 42, 43, 44, 70]);
-    }
-
-    #[test]
-    fn messages_keep_their_bytes() {
-        let request = VdiObjectsRequest { vdi: 7, generation: 3, from: 5, to: 300, count_pages: true };
-        assert_eq!(request.encode_to_vec(), [8, 7, 16, 3, 24, 5, 32, 0xac, 2, 40, 1]);
-        let objects = vec![MappedObject { index: 6, creator: 7, birth: 1 }];
-        let reply = VdiObjectsReply { objects, next: Some(9), pages: None };
-        assert_eq!(reply.encode_to_vec(), [10, 13, 8, 6, 16, 7, 25, 1, 0, 0, 0, 0, 0, 0, 0, 16, 9]);
-        let phase = CheckPhase::Orphans.into();
-        let check = VdiCheckRequest { vdi: 7, generation: 3, phase, from: 0, to: 1, repair: true };
-        assert_eq!(check.encode_to_vec(), [8, 7, 16, 3, 24, 2, 40, 1, 48, 1]);
-        let kind = CheckFindingKind::Missing.into();
-        let object = ObjectRef::default();
-        let finding = CheckFinding { kind, object, node: 2, count: 0, repaired: true };
-        assert_eq!(finding.encode_to_vec(), [8, 1, 18, 0, 25, 2, 0, 0, 0, 0, 0, 0, 0, 40, 1]);
-        let unlock = UnlockRequest { vdi: 7, generation: 3, client: "c".into() };
-        assert_eq!(unlock.encode_to_vec(), [8, 7, 16, 3, 26, 1, b'c']);
-        let clients = ClientsRequest { to_start: 2, vdi: 7, client: "c".into(), revoke: true };
-        assert_eq!(clients.encode_to_vec(), [8, 2, 16, 7, 26, 1, b'c', 32, 1]);
-    }
-}
