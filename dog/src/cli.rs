@@ -79,9 +79,6 @@ pub(crate) enum Noun {
     /// Virtual disks
     #[command(subcommand)]
     Vdi(Vdi),
-    /// Who has virtual disks open
-    #[command(subcommand)]
-    Lock(Lock),
     /// Print a completion script: dog completions bash > /etc/bash_completion.d/dog
     Completions {
         /// For which shell
@@ -236,6 +233,9 @@ pub(crate) enum Vdi {
         #[arg(long)]
         repair: bool,
     },
+    /// Who has VDIs open
+    #[command(subcommand)]
+    Lock(Lock),
 }
 
 #[derive(Debug, Subcommand)]
@@ -250,7 +250,7 @@ pub(crate) enum Lock {
     Unlock {
         #[arg(value_parser = name)]
         name: VdiName,
-        /// Only this client, as `lock list` shows it [default: all]
+        /// Only this client, as `vdi lock list` shows it [default: all]
         client: Option<String>,
     },
 }
@@ -356,6 +356,8 @@ mod tests {
         for line in [
             "dog",
             "dog vdi",
+            "dog vdi lock",
+            "dog lock list",
             "dog -p 0 node list",
             "dog -p 65536 node list",
             "dog -o xml node list",

@@ -12,7 +12,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::{Output, Record, Row};
 use crate::time::rfc3339;
 
-use super::{check, dash, node_id, transfer};
+use super::{check, dash, lock, node_id, transfer};
 
 pub(super) async fn run(verb: Vdi, client: &mut AdminClient, output: &Output) -> Result<Exit, Failure> {
     match verb {
@@ -48,6 +48,7 @@ pub(super) async fn run(verb: Vdi, client: &mut AdminClient, output: &Output) ->
             let events = client.vdi_check(request).await.map_err(Failure::client(&what))?;
             return check::follow(&what, events, output).await;
         }
+        Vdi::Lock(verb) => lock::run(verb, client, output).await?,
     }
     Ok(Exit::Done)
 }
