@@ -40,8 +40,8 @@ pub(super) async fn run(verb: Vdi, client: &mut AdminClient, output: &Output) ->
             output.record(&InfoView::from(info))?;
         }
         Vdi::Object { name, index } => object(&name, &index, client, output).await?,
-        Vdi::Read { name, offset, length } => transfer::read(name, offset, length, client, output).await?,
-        Vdi::Write { name, offset, length } => transfer::write(name, offset, length, client, output).await?,
+        Vdi::Read(range) => transfer::read(range, client, output).await?,
+        Vdi::Write(range) => transfer::write(range, client, output).await?,
         Vdi::Check { name, repair } => {
             let what = format!("vdi check {name}");
             let request = admin::CheckVdiRequest { name: name.into(), repair };
