@@ -310,3 +310,10 @@ pub struct RequestId {
     #[prost(uint64, tag = "3")]
     pub number: u64,
 }
+
+impl RequestId {
+    /// The gateway's process, named by its first session.
+    pub fn process(&self) -> Session {
+        Session { node: NodeId(self.node), start: self.start }
+    }
+}
