@@ -249,11 +249,6 @@ impl ClusterState {
         })
     }
 
-    /// The index of the last entry that changed an owner.
-    pub fn owners_changed(&self) -> u64 {
-        self.owners_changed
-    }
-
     /// How recovery may go on.
     pub fn recovery(&self) -> RecoveryLimit {
         self.recovery
