@@ -79,9 +79,6 @@ pub(crate) enum Noun {
     /// Virtual disks
     #[command(subcommand)]
     Vdi(Vdi),
-    /// Who has virtual disks open
-    #[command(subcommand)]
-    Lock(Lock),
     /// Print a completion script: dog completions bash > /etc/bash_completion.d/dog
     Completions {
         /// For which shell
@@ -208,26 +205,11 @@ pub(crate) enum Vdi {
     #[command(
         after_help = "Examples:\n  dog vdi read my-disk > disk.raw\n  dog vdi read my-disk 1M 512 | hexdump -C"
     )]
-    Read {
-        #[arg(value_parser = name)]
-        name: VdiName,
-        #[arg(value_parser = bytes, default_value = "0")]
-        offset: u64,
-        /// [default: to the end]
-        #[arg(value_parser = length)]
-        length: Option<u64>,
-    },
+    Read(VdiRange),
     /// Copy stdin into a VDI; done when it is durable
-    #[command(after_help = "Example: dog vdi write my-disk < disk.raw")]
-    Write {
-        #[arg(value_parser = name)]
-        name: VdiName,
-        #[arg(value_parser = bytes, default_value = "0")]
-        offset: u64,
-        /// How much must come [default: all there is]
-        #[arg(value_parser = length)]
-        length: Option<u64>,
-    },
+    #[command(after_help = "Example: dog vdi write my-disk < disk.raw\n\n\
+                            It is an error if stdin ends before LENGTH.")]
+    Write(VdiRange),
     /// Compare all copies of a VDI. Exits with 1 if some are missing, with 4 if data is damaged
     Check {
         #[arg(value_parser = name)]
@@ -236,6 +218,21 @@ pub(crate) enum Vdi {
         #[arg(long)]
         repair: bool,
     },
+    /// Who has VDIs open
+    #[command(subcommand)]
+    Lock(Lock),
+}
+
+/// A VDI, or a part of it.
+#[derive(Debug, Args)]
+pub(crate) struct VdiRange {
+    #[arg(value_parser = name)]
+    pub(crate) name: VdiName,
+    #[arg(value_parser = bytes, default_value = "0")]
+    pub(crate) offset: u64,
+    /// How much [default: all there is]
+    #[arg(value_parser = length)]
+    pub(crate) length: Option<u64>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -250,7 +247,7 @@ pub(crate) enum Lock {
     Unlock {
         #[arg(value_parser = name)]
         name: VdiName,
-        /// Only this client, as `lock list` shows it [default: all]
+        /// Only this client, as `vdi lock list` shows it [default: all]
         client: Option<String>,
     },
 }
@@ -356,6 +353,8 @@ mod tests {
         for line in [
             "dog",
             "dog vdi",
+            "dog vdi lock",
+            "dog lock list",
             "dog -p 0 node list",
             "dog -p 65536 node list",
             "dog -o xml node list",

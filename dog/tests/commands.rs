@@ -203,7 +203,7 @@ fn changes_ask_for_what_the_command_line_says() {
             "first: 0, count: 0, allocated_only: true",
             "01000000000000000500000000000007",
         ),
-        ("lock unlock my-disk worker-1", "client: \"worker-1\"", "2 connections closed"),
+        ("vdi lock unlock my-disk worker-1", "client: \"worker-1\"", "2 connections closed"),
     ] {
         let fake = fake();
         let ran = done(fake.dog(line));
@@ -229,7 +229,7 @@ fn answers_carry_times_sizes_and_owners() {
     assert!(done(fake.dog("vdi info my-disk")).stdout.contains("writes need 2"));
     assert!(done(fake.dog("node info 00000000000000ff")).stdout.contains("00000000000000ff"));
     assert_eq!(done(fake.dog("cluster info -o json")).json()["status"], "ok");
-    let ran = fake.dog("lock list");
+    let ran = fake.dog("vdi lock list");
     assert!(ran.stdout.contains("worker-1:4"), "{ran:?}");
     assert!(ran.stderr.contains("0000000000000003 does not answer"), "{ran:?}");
     let ran = fake.dog("cluster info -v");

@@ -244,4 +244,41 @@ mod tests {
         fs::write(&path, "").expect("written");
         assert!(matches!(IdentityFile::open(dir.path()), Err(IdentityError::Damaged { .. })));
     }
+    #[test]
+    fn an_identity_keeps_its_text() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let id = |n: u64| NodeId(n).to_string();
+        let seen = Seen { start: 4, nonce: [5, 6], before: 3 };
+        let identity = Identity {
+            node: id(0x11),
+            start: 2,
+            cluster: Some(ClusterId(0x12).to_string()),
+            local: true,
+            voters: vec![id(0x11), id(0x13)],
+            peers: [(id(0x13), "127.0.0.1:7001".to_owned())].into(),
+            seen: [(id(0x13), seen)].into(),
+        };
+        let mut file = IdentityFile::open(dir.path()).expect("new");
+        file.update(|known| *known = identity.clone()).expect("written");
+        assert_eq!(fs::read_to_string(dir.path().join(NAME)).expect("text"), GOLDEN);
+        assert_eq!(IdentityFile::open(dir.path()).expect("readable").identity, identity);
+    }
+
+    /// Other releases read it: a key may be added with a default, and then only under a new version, since
+    /// unknown ones are refused.
+    const GOLDEN: &str = r#"sheepdog-identity 1 5ae821ae
+node = "0000000000000011"
+start = 2
+cluster = "00000000000000000000000000000012"
+local = true
+voters = ["0000000000000011", "0000000000000013"]
+
+[peers]
+0000000000000013 = "127.0.0.1:7001"
+
+[seen.0000000000000013]
+start = 4
+nonce = [5, 6]
+before = 3
+"#;
 }

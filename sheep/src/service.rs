@@ -157,6 +157,15 @@ fn split_log(meta: &Bytes) -> Option<(LogOp, ClusterId, Bytes)> {
     Some((op, ClusterId(cluster), meta.slice(LOG_HEAD..)))
 }
 
+/// What [`split_log`] takes apart.
+fn join_log(op: LogOp, cluster: ClusterId, body: &[u8]) -> Bytes {
+    let mut meta = Vec::with_capacity(LOG_HEAD + body.len());
+    meta.push(op as u8);
+    meta.extend_from_slice(&cluster.0.to_be_bytes());
+    meta.extend_from_slice(body);
+    meta.into()
+}
+
 /// Bytes before the body of a log's message: which one, and the ring's id.
 const LOG_HEAD: usize = 17;
 
@@ -176,16 +185,36 @@ impl LogNet for MeshLogNet {
         timeout: Duration,
     ) -> Result<Vec<u8>, NetError> {
         let Some(cluster) = self.membership.cluster() else { return Err(NetError::Unreachable) };
-        let mut meta = Vec::with_capacity(LOG_HEAD + body.len());
-        meta.push(op as u8);
-        meta.extend_from_slice(&cluster.0.to_be_bytes());
-        meta.extend_from_slice(&body);
-        let call = self.peers.call(to, Class::Control, op::LOG, meta.into(), Payload::empty(), Some(timeout));
+        let meta = join_log(op, cluster, &body);
+        let call = self.peers.call(to, Class::Control, op::LOG, meta, Payload::empty(), Some(timeout));
         match call.await {
             Ok(reply) if reply.status == Status::Ok as u16 => Ok(reply.meta.to_vec()),
             Ok(reply) => Err(NetError::Failed(String::from_utf8_lossy(&reply.meta).into_owned())),
             Err(CallError::Unreachable { .. } | CallError::Rejected(_)) => Err(NetError::Unreachable),
             Err(error) => Err(NetError::Failed(error.to_string())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_the_log_keeps_its_bytes() {
+        let cluster = ClusterId(0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10);
+        let meta = join_log(LogOp::Succeed, cluster, b"body");
+        assert_eq!(&meta[..], b"\x07\x01\x02\x03\x04\x05\x06\x07\x08\x09\x0a\x0b\x0c\x0d\x0e\x0f\x10body");
+        let (op, ring, body) = split_log(&meta).expect("whole");
+        assert_eq!((op, ring, &body[..]), (LogOp::Succeed, cluster, &b"body"[..]));
+        assert!(split_log(&meta.slice(..16)).is_none(), "cut in its head");
+    }
+
+    #[test]
+    fn messages_of_the_log_keep_their_numbers() {
+        use LogOp::*;
+        let all = [Append, Vote, Snapshot, Propose, Barrier, Canvass, Succeed];
+        assert!(all.into_iter().eq((1..=7).filter_map(|number| LogOp::try_from(number).ok())));
+        assert_eq!([LogOp::try_from(0), LogOp::try_from(8)], [Err(0), Err(8)]);
     }
 }

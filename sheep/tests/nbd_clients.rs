@@ -299,8 +299,9 @@ async fn hostile_requests_get_their_errno_and_harm_nobody() {
     let rig = Rig::start().await;
     let library = output("/usr/bin/python3", &["-c", "import nbd"]).await;
     assert!(library.status.success(), "install the Debian package python3-libnbd");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/nbd_clients/hostile.py");
-    run("/usr/bin/python3", &[script, &rig.port().to_string()]).await;
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/nbd/hostile.py");
+    // -B: nothing is to be left in the source tree.
+    run("/usr/bin/python3", &["-B", script, &rig.port().to_string()]).await;
     rig.closed().await;
 }
 

@@ -242,9 +242,9 @@ fn fio_verifies_what_it_wrote_across_kills() {
 fn libnbd_sends_what_others_do_not() {
     let ring = ring_with_vdi();
     run(LIMIT, "/usr/bin/python3", &["-c", "import nbd"]).ok();
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/odd.py");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/nbd/odd.py");
     let [a, b, c] = [0, 1, 2].map(|index| ring.uri(index, "vol"));
-    let said = run_with(LIMIT, "/usr/bin/python3", &[script, &a, &b, &c], &[]).ok();
+    let said = run_with(LIMIT, "/usr/bin/python3", &["-B", script, &a, &b, &c], &[]).ok();
     assert!(said.stdout.ends_with("OK\n"), "{said}");
     ring.assert_same_everywhere("vol");
 }

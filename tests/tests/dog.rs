@@ -222,19 +222,19 @@ fn who_has_a_vdi_open_is_listed_and_can_be_thrown_out() {
     let mut named = ring.open(0, "vol,attach=node-1:4");
     let mut plain = ring.open(1, "vol");
     plain.write(0, &[1; 512]).expect("written");
-    let locks = ring.dog_json(2, &["lock", "list"]);
+    let locks = ring.dog_json(2, &["vdi", "lock", "list"]);
     let locks = locks.as_array().expect("an array").clone();
     assert_eq!(locks.len(), 2, "{locks:?}");
     assert!(
         locks.iter().any(|lock| lock["attach"]["client"] == "node-1" && lock["attach"]["generation"] == 4)
     );
     assert!(locks.iter().all(|lock| lock["vdi"] == "vol"));
-    has_columns(&ring.dog(2, &["lock", "list", "vol"]).ok(), &["VDI", "Client", "Node", "Attach"]);
-    let closed = ring.dog_json(2, &["lock", "unlock", "vol"]);
+    has_columns(&ring.dog(2, &["vdi", "lock", "list", "vol"]).ok(), &["VDI", "Client", "Node", "Attach"]);
+    let closed = ring.dog_json(2, &["vdi", "lock", "unlock", "vol"]);
     assert_eq!(closed["closed"], 2, "{closed}");
     assert!(named.write(0, &[2; 512]).is_err());
     assert!(plain.write(0, &[2; 512]).is_err());
-    assert_eq!(ring.dog_json(0, &["lock", "list"]).as_array().map(Vec::len), Some(0));
+    assert_eq!(ring.dog_json(0, &["vdi", "lock", "list"]).as_array().map(Vec::len), Some(0));
     assert_eq!(ring.open(2, "vol").read(0, 512).expect("read"), [1; 512]);
 }
 

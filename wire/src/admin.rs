@@ -148,6 +148,13 @@ mod tests {
     }
 
     #[test]
+    fn a_detail_keeps_its_place_and_bytes() {
+        let status = status(ErrorKind::Degraded, "message", "hint");
+        let detail = status.metadata().get_bin("sheepdog-error-bin").expect("there");
+        assert_eq!(detail.to_bytes().expect("base64")[..], *b"\x08\x05\x12\x04hint");
+    }
+
+    #[test]
     fn a_status_without_a_readable_detail_is_judged_by_its_code() {
         let kind = |status: &Status| AdminError::from(status).kind;
         assert_eq!(kind(&Status::not_found("x")), ErrorKind::NotFound);

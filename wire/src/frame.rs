@@ -30,7 +30,7 @@ use crate::checksum::{self, BLOCK_SIZE, ChecksumMismatch};
 /// Bytes of a header.
 pub const HEADER_LEN: usize = 40;
 /// The frame version this code speaks.
-pub const FRAME_VERSION: u8 = 1;
+const FRAME_VERSION: u8 = 1;
 
 const MAGIC: [u8; 4] = *b"SHPF";
 /// Data up to this length is copied out of the read buffer, so that a 4 KiB block in use somewhere does not
@@ -170,11 +170,6 @@ impl Payload {
     /// The checksum of each piece.
     pub fn crcs(&self) -> &[u32] {
         &self.crcs
-    }
-
-    /// Where the data starts within its first block.
-    pub fn offset_in_block(&self) -> u16 {
-        self.offset_in_block
     }
 
     /// Bytes of data.

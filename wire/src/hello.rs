@@ -191,6 +191,7 @@ impl HelloReject {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::golden::hex;
 
     fn hello() -> Hello {
         Hello {
@@ -211,6 +212,32 @@ mod tests {
         assert_eq!(Hello::decode(unfounded.encode()), Ok(unfounded));
         let reject = HelloReject::new(RejectCode::Cluster, "another ring");
         assert_eq!(HelloReject::decode(reject.encode()), Ok(reject));
+    }
+
+    /// Whatever else changes, releases of any age must be able to read these two.
+    #[test]
+    fn a_hello_and_a_refusal_keep_their_bytes() {
+        let ring = "221000000000000000000000000000000007";
+        let (before, after) = (
+            "08011003190500000000000000",
+            "29090000000000000030023a1003030303030303030303030303030303420a5b3a3a315d3a373030304802",
+        );
+        assert_eq!(hex(&hello().encode()), [before, ring, after].concat());
+        let unfounded = Hello { cluster: None, ..hello() };
+        assert_eq!(hex(&unfounded.encode()), [before, after].concat());
+        assert_eq!(hex(&HelloReject::new(RejectCode::Feature, "why").encode()), "08071203776879");
+    }
+
+    #[test]
+    fn codes_of_a_refusal_keep_their_numbers() {
+        use RejectCode::*;
+        for (number, code) in
+            [Other, Version, Cluster, Node, Start, Class, Malformed, Feature].into_iter().enumerate()
+        {
+            assert_eq!(code as usize, number);
+            let reject = HelloReject::new(code, "why");
+            assert_eq!(HelloReject::decode(reject.encode()), Ok(reject));
+        }
     }
 
     #[test]

@@ -212,7 +212,7 @@ pub struct Birth(pub u64);
 
 impl Birth {
     /// The largest counter within one generation.
-    pub const COUNTER_MAX: u64 = (1 << 24) - 1;
+    const COUNTER_MAX: u64 = (1 << 24) - 1;
 
     /// A birth in `generation`; `None` when either number does not fit or both are zero.
     pub fn new(generation: Generation, counter: u64) -> Option<Self> {

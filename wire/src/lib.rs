@@ -20,6 +20,8 @@ pub mod admin;
 pub mod checksum;
 pub mod client;
 pub mod frame;
+#[cfg(test)]
+mod golden;
 pub mod hello;
 pub mod id;
 pub mod mesh;

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// The longest VDI name, in bytes.
-pub const NAME_LEN_MAX: usize = 255;
+const NAME_LEN_MAX: usize = 255;
 
 /// A VDI's name: 1 to 255 bytes of UTF-8 without `/`, `,`, `@` and control characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -13,7 +13,7 @@ pub const OBJECT_LEN: u64 = 4 << 20;
 pub const OBJECTS_MAX: u64 = 1 << 32;
 
 /// A VDI's size is a multiple of this: the smallest sector a guest's disk can have.
-pub const SECTOR_LEN: u64 = 512;
+const SECTOR_LEN: u64 = 512;
 
 /// Why a text or a number is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -124,11 +124,6 @@ impl VdiSize {
     pub fn bytes(self) -> u64 {
         self.0
     }
-
-    /// How many objects hold it; the last one may be in part beyond the end.
-    pub fn objects(self) -> u64 {
-        self.0.div_ceil(OBJECT_LEN)
-    }
 }
 
 impl FromStr for VdiSize {
@@ -231,8 +226,7 @@ mod tests {
     #[test]
     fn a_vdi_has_a_whole_number_of_sectors_up_to_16_pib() {
         assert_eq!("16P".parse(), Ok(VdiSize::MAX));
-        assert_eq!("1K".parse::<VdiSize>().map(VdiSize::objects), Ok(1));
-        assert_eq!(VdiSize::MAX.objects(), OBJECTS_MAX);
+        assert_eq!("1K".parse::<VdiSize>().map(VdiSize::bytes), Ok(1024));
         assert_eq!("0".parse::<VdiSize>(), Err(SizeError::Zero));
         assert_eq!(VdiSize::new((16 << 50) + 512), Err(SizeError::TooLarge((16 << 50) + 512)));
         assert_eq!(VdiSize::new(u64::MAX), Err(SizeError::TooLarge(u64::MAX)));

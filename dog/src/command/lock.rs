@@ -1,4 +1,4 @@
-//! `dog lock`: who has virtual disks open.
+//! `dog vdi lock`: who has virtual disks open.
 
 use serde::Serialize;
 use wire::admin;
@@ -6,17 +6,17 @@ use wire::client::AdminClient;
 use wire::id::NodeId;
 
 use crate::cli::Lock;
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 use crate::output::{Output, Row};
 use crate::time::rfc3339;
 
 use super::{dash, yes};
 
-pub(super) async fn run(verb: Lock, client: &mut AdminClient, output: &Output) -> Result<Exit, Failure> {
+pub(super) async fn run(verb: Lock, client: &mut AdminClient, output: &Output) -> Result<(), Failure> {
     match verb {
         Lock::List { name } => {
             let request = admin::LockListRequest { name: name.map(String::from).unwrap_or_default() };
-            let reply = client.lock_list(request).await.map_err(Failure::client("lock list"))?;
+            let reply = client.lock_list(request).await.map_err(Failure::client("vdi lock list"))?;
             output.view(reply.view.as_ref());
             for node in reply.unanswered {
                 output.warn(&format!("node {} does not answer: its clients are not listed", NodeId(node)));
@@ -25,7 +25,7 @@ pub(super) async fn run(verb: Lock, client: &mut AdminClient, output: &Output) -
             output.list(&rows)?;
         }
         Lock::Unlock { name, client: who } => {
-            let what = format!("lock unlock {name}");
+            let what = format!("vdi lock unlock {name}");
             let name = String::from(name);
             let request = admin::LockUnlockRequest { name: name.clone(), client: who.unwrap_or_default() };
             let reply = client.lock_unlock(request).await.map_err(Failure::client(what))?;
@@ -33,7 +33,7 @@ pub(super) async fn run(verb: Lock, client: &mut AdminClient, output: &Output) -
             output.done(&text, &serde_json::json!({ "vdi": name, "closed": reply.closed }))?;
         }
     }
-    Ok(Exit::Done)
+    Ok(())
 }
 
 #[derive(Debug, Serialize)]

@@ -34,7 +34,6 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result<Exit, Failure> {
             transfer::refuse_terminal(&verb)?;
             vdi::run(verb, &mut connect(&cli.global, output).await?, output).await
         }
-        Noun::Lock(verb) => lock::run(verb, &mut connect(&cli.global, output).await?, output).await,
     }
 }
 

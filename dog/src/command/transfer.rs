@@ -13,7 +13,7 @@ use wire::admin::{
 use wire::client::{AdminClient, ClientError};
 use wire::name::VdiName;
 
-use crate::cli::Vdi;
+use crate::cli::{Vdi, VdiRange};
 use crate::exit::{Failure, Kind};
 use crate::output::{BYTES, Output};
 
@@ -27,12 +27,12 @@ const CHUNKS_AHEAD: usize = 2;
 /// a disk.
 pub(super) fn refuse_terminal(verb: &Vdi) -> Result<(), Failure> {
     let (what, why, hint) = match verb {
-        Vdi::Read { name, .. } if io::stdout().is_terminal() => (
+        Vdi::Read(VdiRange { name, .. }) if io::stdout().is_terminal() => (
             format!("vdi read {name}"),
             "stdout is a terminal",
             format!("dog vdi read {name} > FILE, or pipe it to a program"),
         ),
-        Vdi::Write { name, .. } if io::stdin().is_terminal() => (
+        Vdi::Write(VdiRange { name, .. }) if io::stdin().is_terminal() => (
             format!("vdi write {name}"),
             "stdin is a terminal",
             format!("dog vdi write {name} < FILE, or pipe a program into it"),
@@ -43,13 +43,8 @@ pub(super) fn refuse_terminal(verb: &Vdi) -> Result<(), Failure> {
 }
 
 /// Copies from a VDI to stdout. If the sheep goes away in the middle, goes on where it was at another.
-pub(super) async fn read(
-    name: VdiName,
-    offset: u64,
-    length: Option<u64>,
-    client: &mut AdminClient,
-    output: &Output,
-) -> Result<(), Failure> {
+pub(super) async fn read(range: VdiRange, client: &mut AdminClient, output: &Output) -> Result<(), Failure> {
+    let VdiRange { name, offset, length } = range;
     let what = format!("vdi read {name}");
     let length = match length {
         Some(length) => length,
@@ -165,13 +160,8 @@ impl Sink {
 }
 
 /// Copies from stdin into a VDI.
-pub(super) async fn write(
-    name: VdiName,
-    offset: u64,
-    length: Option<u64>,
-    client: &mut AdminClient,
-    output: &Output,
-) -> Result<(), Failure> {
+pub(super) async fn write(range: VdiRange, client: &mut AdminClient, output: &Output) -> Result<(), Failure> {
+    let VdiRange { name, offset, length } = range;
     let what = format!("vdi write {name}");
     let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
     let start = WriteVdiStart { name: name.to_string(), offset };

@@ -12,7 +12,7 @@ use crate::exit::{Exit, Failure};
 use crate::output::{Output, Record, Row};
 use crate::time::rfc3339;
 
-use super::{check, dash, node_id, transfer};
+use super::{check, dash, lock, node_id, transfer};
 
 pub(super) async fn run(verb: Vdi, client: &mut AdminClient, output: &Output) -> Result<Exit, Failure> {
     match verb {
@@ -40,14 +40,15 @@ pub(super) async fn run(verb: Vdi, client: &mut AdminClient, output: &Output) ->
             output.record(&InfoView::from(info))?;
         }
         Vdi::Object { name, index } => object(&name, &index, client, output).await?,
-        Vdi::Read { name, offset, length } => transfer::read(name, offset, length, client, output).await?,
-        Vdi::Write { name, offset, length } => transfer::write(name, offset, length, client, output).await?,
+        Vdi::Read(range) => transfer::read(range, client, output).await?,
+        Vdi::Write(range) => transfer::write(range, client, output).await?,
         Vdi::Check { name, repair } => {
             let what = format!("vdi check {name}");
             let request = admin::CheckVdiRequest { name: name.into(), repair };
             let events = client.vdi_check(request).await.map_err(Failure::client(&what))?;
             return check::follow(&what, events, output).await;
         }
+        Vdi::Lock(verb) => lock::run(verb, client, output).await?,
     }
     Ok(Exit::Done)
 }

@@ -3,7 +3,6 @@
 //! `CLOCK_BOOTTIME` goes on while a machine is suspended, so a lease that was held when the lid closed
 //! has run out when it opens; `CLOCK_MONOTONIC`, which is behind `Instant`, would say it is still good.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -32,26 +31,6 @@ impl Clock for RealClock {
     }
 }
 
-/// A clock that moves only when told to.
-#[derive(Debug, Default)]
-pub struct ManualClock {
-    micros: AtomicU64,
-}
-
-impl ManualClock {
-    /// Moves the clock on.
-    pub fn advance(&self, by: Duration) {
-        let micros = u64::try_from(by.as_micros()).expect("a test does not run for 500,000 years");
-        self.micros.fetch_add(micros, Ordering::Relaxed);
-    }
-}
-
-impl Clock for ManualClock {
-    fn now(&self) -> Duration {
-        Duration::from_micros(self.micros.load(Ordering::Relaxed))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -61,13 +40,5 @@ mod tests {
         let before = boottime_now();
         assert!(boottime_now() >= before);
         assert!(before > Duration::ZERO);
-    }
-
-    #[test]
-    fn a_manual_clock_moves_only_when_told() {
-        let clock = ManualClock::default();
-        assert_eq!(clock.now(), Duration::ZERO);
-        clock.advance(Duration::from_millis(7));
-        assert_eq!(clock.now(), Duration::from_millis(7));
     }
 }

@@ -255,7 +255,7 @@ pub enum Refusal {
     #[error("there is no VDI with id {0}")]
     NoSuchVdi(VdiId),
     /// Size zero, beyond the limit, or not a multiple of 512.
-    #[error("a size of {0} bytes: a multiple of 512 from 512 to {max} is needed", max = super::state::VDI_SIZE_MAX)]
+    #[error("a size of {0} bytes: a multiple of 512 from 512 to {max} is needed", max = wire::size::VdiSize::MAX.bytes())]
     BadSize(u64),
     /// Somebody has the VDI open.
     #[error("the VDI is in use through node {0}")]

@@ -10,15 +10,14 @@ use serde::{Deserialize, Serialize};
 use wire::id::{Birth, ClusterId, Epoch, Generation, NodeId, Session, SlotIndex, VdiId};
 use wire::name::VdiName;
 use wire::policy::Copies;
+use wire::size::{OBJECT_LEN, VdiSize};
 
 use super::entry::{ClusterEntry, ClusterReply, NodeSpec, Refusal};
 use super::slots::{Live, MemberState, SlotConfig};
 use crate::placement::{MAX_NODES, PlacementTable, Ring, RingNode, SlotCount, slot_of};
 
-/// The largest VDI: 2^32 objects of 4 MiB.
-pub const VDI_SIZE_MAX: u64 = 1 << 54;
 /// Bytes of a VDI's data in one object.
-pub const OBJECT_SIZE: u32 = 4 << 20;
+pub const OBJECT_SIZE: u32 = OBJECT_LEN as u32;
 /// The format of an encoded state. Version 1 is MessagePack by field name.
 const ENCODING: u8 = 1;
 
@@ -248,11 +247,6 @@ impl ClusterState {
         self.slots.iter().flat_map(|(copies, slots)| {
             slots.iter().enumerate().map(move |(i, config)| (*copies, SlotIndex(i as u32), config))
         })
-    }
-
-    /// The index of the last entry that changed an owner.
-    pub fn owners_changed(&self) -> u64 {
-        self.owners_changed
     }
 
     /// How recovery may go on.
@@ -695,9 +689,7 @@ impl ClusterState {
         copies: Option<Copies>,
         now_ms: u64,
     ) -> Result<ClusterReply, Refusal> {
-        if size == 0 || size > VDI_SIZE_MAX || !size.is_multiple_of(512) {
-            return Err(Refusal::BadSize(size));
-        }
+        VdiSize::new(size).map_err(|_| Refusal::BadSize(size))?;
         if self.names.contains_key(name) {
             return Err(Refusal::NameTaken(name.clone()));
         }
@@ -840,5 +832,7 @@ fn next(generation: Generation) -> Result<Generation, Refusal> {
     if next < 1 << 40 { Ok(Generation(next)) } else { Err(Refusal::Exhausted) }
 }
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

@@ -114,11 +114,6 @@ impl Peers {
         }
     }
 
-    /// Connects to `node` if there is no connection yet, and keeps it up. See [`Peers::events`].
-    pub fn connect(&self, node: NodeId, class: Class) {
-        self.link(node, class).want();
-    }
-
     /// What happens to connections from now on.
     pub fn events(&self) -> broadcast::Receiver<PeerEvent> {
         self.0.events.subscribe()

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::frame::{Frame, Kind, Payload};
 use wire::hello::{BootId, Hello, HelloReject};
-use wire::id::{NodeId, Session};
+use wire::id::Session;
 
 use super::class::{Budget, Class};
 use super::hello::{self, Greeter, HELLO_LIMITS, HELLO_TIMEOUT};
@@ -74,11 +74,6 @@ impl PeerInfo {
             features: hello.features,
             address: hello.address,
         }
-    }
-
-    /// The node.
-    pub fn node(&self) -> NodeId {
-        self.session.node
     }
 }
 

@@ -67,11 +67,6 @@ impl BlockEntry {
         self.stamp & PRESENT != 0
     }
 
-    /// The low 31 bits of the sequence number of the last write.
-    pub fn seq_low(self) -> u32 {
-        self.stamp & !PRESENT
-    }
-
     /// Whether the entry says, undamaged, that block `index` is absent.
     pub fn is_absent(self, index: u32) -> bool {
         !self.is_present() && self.crc == absent_crc(index, self.stamp)

@@ -379,6 +379,21 @@ mod tests {
     }
 
     #[test]
+    fn a_header_and_a_record_keep_their_bytes() {
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let number = 0x0102_0304_0506_0708;
+        let header = "53484545504c4f47010000000100000008070605040302010d0c0b0a00000000\
+                      0000000000000000000000000000000000000000000000000000000081b1e0bd";
+        assert_eq!(hex(&encode_header(LogKind::Intents, number, 0x0a0b_0c0d)), header);
+        let header = "53484545504c4f47010000000200000008070605040302010d0c0b0a00000000\
+                      000000000000000000000000000000000000000000000000000000008d969b99";
+        assert_eq!(hex(&encode_header(LogKind::Seals, number, 0x0a0b_0c0d)), header);
+        let record = "bb3ba4d111100000777777777777777777777777777777777777777777777777\
+                      7777777777777777777777777777777777777777777777777777777777777777";
+        assert_eq!(hex(&encode_record(number, 0x1112, 0x1011, &body(0x77))), record);
+    }
+
+    #[test]
     fn a_torn_last_batch_is_told_from_damage() {
         let whole = log_of(&[&[1, 2], &[3, 4]]);
         let decode = |bytes: &[u8]| decode(bytes, LogKind::Seals, 1);

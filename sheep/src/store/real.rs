@@ -43,10 +43,6 @@ impl FileSystem for RealFs {
         fs::remove_file(path)
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir(path)
-    }
-
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
         fs::read_dir(dir)?
             .map(|entry| {

@@ -129,5 +129,9 @@ mod tests {
         let mut live = HashMap::new();
         apply(&mut live, &golden);
         assert_eq!(live[&VdiId(0x0102_0304_0506_0708)], Generation(0x1234));
+        golden[0] = 2;
+        assert_eq!(encode(FORGET, VdiId(0x0102_0304_0506_0708), Generation(0x1234)), golden);
+        apply(&mut live, &golden);
+        assert!(live.is_empty());
     }
 }

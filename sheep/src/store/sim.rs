@@ -28,7 +28,6 @@ const EIO: i32 = 5;
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
 const ENOTDIR: i32 = 20;
-const ENOTEMPTY: i32 = 39;
 
 /// A kind of call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -456,18 +455,6 @@ impl FileSystem for SimFs {
         state.enter(Verb::Remove)?;
         let ino = state.find(path)?;
         state.file(ino)?;
-        let (dir, name) = state.parent(path)?;
-        dir.now.remove(&name);
-        Ok(())
-    }
-
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.0.lock();
-        state.enter(Verb::Remove)?;
-        let ino = state.find(path)?;
-        if !state.dir(ino)?.now.is_empty() {
-            return os_error(ENOTEMPTY);
-        }
         let (dir, name) = state.parent(path)?;
         dir.now.remove(&name);
         Ok(())

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use wire::id::Session;
-use wire::peer::{Connection, RequestId, SessionRef};
+use wire::peer::{Connection, RequestId};
 
 use super::owner::IoFailure;
 
@@ -60,10 +60,6 @@ struct Table {
 pub(crate) struct Clients {
     table: Mutex<Table>,
     ended: tokio::sync::Notify,
-}
-
-fn process(request: &RequestId) -> Session {
-    SessionRef { node: request.node, start: request.start }.into()
 }
 
 /// A request under way on a connection; dropping it ends it.
@@ -194,7 +190,7 @@ impl Clients {
     /// A request of another gateway arrives. `freed` gets the numbers of writes that cannot come again.
     pub(crate) fn arrive(&self, request: RequestId, answered: u64, freed: &mut Vec<u64>) -> Arrival {
         let mut table = self.table.lock();
-        let gateway = table.gateways.entry(process(&request)).or_default();
+        let gateway = table.gateways.entry(request.process()).or_default();
         gateway.note_answered(answered, freed);
         if request.number < gateway.answered {
             return Arrival::Late;
@@ -210,7 +206,7 @@ impl Clients {
     /// A request was not done and may be tried anew.
     pub(crate) fn withdraw(&self, request: RequestId) -> Vec<u64> {
         let mut table = self.table.lock();
-        let gateway = table.gateways.get_mut(&process(&request));
+        let gateway = table.gateways.get_mut(&request.process());
         gateway.and_then(|g| g.requests.remove(&request.number)).map(|r| r.numbers).unwrap_or_default()
     }
 
@@ -218,7 +214,7 @@ impl Clients {
     pub(crate) fn keep_number(&self, request: RequestId, number: u64) -> bool {
         let mut table = self.table.lock();
         let known =
-            table.gateways.get_mut(&process(&request)).and_then(|g| g.requests.get_mut(&request.number));
+            table.gateways.get_mut(&request.process()).and_then(|g| g.requests.get_mut(&request.number));
         match known {
             Some(known) => {
                 known.numbers.push(number);
@@ -245,7 +241,7 @@ impl Clients {
 
     /// Every request of a gateway below this number has been answered.
     pub(crate) fn answered(&self, request: &RequestId) -> u64 {
-        self.table.lock().gateways.get(&process(request)).map_or(0, |g| g.answered)
+        self.table.lock().gateways.get(&request.process()).map_or(0, |g| g.answered)
     }
 }
 
@@ -279,7 +275,7 @@ mod tests {
         let mut freed = Vec::new();
         assert!(matches!(clients.arrive(request(5), 4, &mut freed), Arrival::New(_)));
         assert!(clients.keep_number(request(5), 77));
-        let quiet = process(&request(5));
+        let quiet = request(5).process();
         assert_eq!(clients.unanswered(), [quiet]);
         assert!(clients.note_answered(quiet, 5).is_empty());
         assert_eq!(clients.note_answered(quiet, 6), [77]);

@@ -19,7 +19,7 @@ use prost::Message;
 use tokio::sync::{RwLock, watch};
 use wire::frame::Payload;
 use wire::id::{Birth, Generation, Oid, Session, VdiId};
-use wire::peer::{AppliedRequest, ObjectRef, RequestId, SessionRef, VdiRequest, op};
+use wire::peer::{AppliedRequest, ObjectRef, RequestId, VdiRequest, op};
 use wire::policy::Copies;
 
 use super::clients::Clients;
@@ -260,7 +260,7 @@ impl Owner {
     /// Processes of gateways whose inherited requests may still come again.
     pub(crate) fn inherited_from(&self) -> HashSet<Session> {
         let inherited = self.inherited.lock();
-        inherited.keys().map(|(id, _, _)| SessionRef { node: id.node, start: id.start }.into()).collect()
+        inherited.keys().map(|(id, _, _)| id.process()).collect()
     }
 
     /// A write has come to its end at every member.

@@ -106,8 +106,7 @@ impl Owners {
                 self.ask_quiet_gateways(owner).await;
             }
             owner.forget_inherited(|id| {
-                let process = wire::peer::SessionRef { node: id.node, start: id.start }.into();
-                !state.may_return(process) || id.number < owner.clients.answered(id)
+                !state.may_return(id.process()) || id.number < owner.clients.answered(id)
             });
             if owner.has_doomed()
                 && let Err(failure) = owner.flush().await

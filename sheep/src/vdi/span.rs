@@ -4,13 +4,13 @@ use crate::cluster::state::OBJECT_SIZE;
 
 /// The part of a request that lies in one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Span {
+pub struct Span {
     /// Which object.
-    pub(crate) index: u64,
+    pub index: u64,
     /// Where it begins in the object, in bytes.
-    pub(crate) offset: u32,
+    pub offset: u32,
     /// How long it is, in bytes; never 0.
-    pub(crate) len: u32,
+    pub len: u32,
 }
 
 impl Span {
@@ -23,7 +23,7 @@ impl Span {
 }
 
 /// Cuts `len` bytes at `offset` at object borders. The range must not wrap around.
-pub(crate) fn spans(offset: u64, len: u64) -> impl Iterator<Item = Span> {
+pub fn spans(offset: u64, len: u64) -> impl Iterator<Item = Span> {
     let object = u64::from(OBJECT_SIZE);
     let end = offset + len;
     let mut at = offset;

@@ -118,8 +118,6 @@ pub struct LogMetrics {
     pub silent_before: Duration,
     /// The same as [`LogMetrics::quorum_acked_at`], as an age at the moment of the call.
     pub millis_since_quorum_ack: Option<u64>,
-    /// On the leader: index each member is known to hold.
-    pub matched: BTreeMap<NodeId, u64>,
 }
 
 /// A handle to this node's cluster log; clones are the same log.
@@ -259,12 +257,6 @@ impl<M: Machine> ClusterLog<M> {
             quorum_acked_at,
             silent_before: if silent { self.inner.config.leader_lease } else { Duration::ZERO },
             millis_since_quorum_ack: quorum_acked_at.map(|at| u64::try_from(age(at)).unwrap_or(u64::MAX)),
-            matched: metrics
-                .replication
-                .iter()
-                .flatten()
-                .map(|(node, id)| (NodeId(*node), id.map_or(0, |id| id.index)))
-                .collect(),
         }
     }
 

@@ -146,7 +146,7 @@ impl<M: Machine> ClusterLog<M> {
     }
 
     /// Waits until this node has applied the entry at `index`.
-    pub async fn wait_applied(&self, index: u64, deadline: Duration) -> Result<(), ReadError> {
+    async fn wait_applied(&self, index: u64, deadline: Duration) -> Result<(), ReadError> {
         let mut watch = self.watch();
         let reached = watch.wait_for(|applied| applied.index >= index);
         match tokio::time::timeout(deadline, reached).await {

@@ -26,11 +26,11 @@ const SNAPSHOT_MAX: u64 = 4 << 30;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Piece {
-    vote: Vote,
-    meta: SnapshotMeta,
-    len: u64,
-    offset: u64,
-    bytes: Blob,
+    pub(super) vote: Vote,
+    pub(super) meta: SnapshotMeta,
+    pub(super) len: u64,
+    pub(super) offset: u64,
+    pub(super) bytes: Blob,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

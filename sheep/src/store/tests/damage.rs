@@ -4,7 +4,7 @@ use super::super::Part;
 use super::*;
 
 /// Three blocks: data, never written, data.
-fn filled(fs: &SimFs) -> (LocalStore, Vec<u8>) {
+pub(super) fn filled(fs: &SimFs) -> (LocalStore, Vec<u8>) {
     let store = open(fs);
     let key = key(0);
     store.create(&key, 3 * 4096).expect("created");
@@ -155,23 +155,4 @@ fn a_directory_of_something_else_is_refused_by_name() {
     as_fs(&fs).create_dir(&Path::new(DIR).join("objects")).expect("created");
     as_fs(&fs).create_dir(&Path::new(DIR).join("objects/r3")).expect("created");
     assert!(matches!(try_open(&fs), Err(Error::Format { .. })));
-}
-
-#[test]
-fn an_object_has_these_bytes_for_ever() {
-    let fs = SimFs::new();
-    drop(filled(&fs));
-    let file = as_fs(&fs).open(&object_path(&key(0))).expect("there");
-    let mut bytes = vec![0; 8192];
-    file.read_at(&mut bytes, 0).expect("read");
-    // Only what is not zero: offset and 8 bytes each.
-    let lines = bytes.chunks(8).enumerate().filter(|(_, chunk)| **chunk != [0; 8]);
-    let dump: String = lines
-        .map(|(at, chunk)| {
-            let hex: String = chunk.iter().map(|byte| format!("{byte:02x}")).collect();
-            format!("{:04} {hex}\n", at * 8)
-        })
-        .collect();
-    assert_eq!(dump, include_str!("../golden/object.txt"));
-    assert_eq!(file.size().expect("known"), 8192 + 3 * 4096);
 }

@@ -1,7 +1,8 @@
-//! Tests of the whole store, by kind: against an oracle, through power cuts, with faults and with damage.
+//! Tests of the whole store: against an oracle, through power cuts, with faults, with damage, byte for byte.
 
 mod damage;
 mod faults;
+mod golden;
 mod oracle;
 mod power;
 mod steady;

@@ -182,23 +182,6 @@ async fn a_file_that_is_open_cannot_be_opened_twice() {
     assert!(matches!(ring.open(1).await, Err(LogError::Database { .. })));
 }
 
-/// A file written by this version must stay readable; if these bytes change, `RECORD_FORMAT` or `FORMAT`
-/// must change too and the old form must still be read.
-#[test]
-fn a_stored_entry_keeps_its_bytes() {
-    let golden = "01e521a4420182a66c6f675f696482a96c65616465725f696482a47465726d03a76e6f64655f6964\
-                  ccffa5696e64657807a77061796c6f616481a64e6f726d616cc4050181a16b76";
-    let entry = Entry {
-        log_id: openraft::LogId::new(openraft::CommittedLeaderId::new(3, 255), 7),
-        payload: openraft::EntryPayload::Normal(Blob::from(vec![1, 0x81, 0xa1, b'k', b'v'])),
-    };
-    let record = codec::seal(RecordKind::Entry, 7, &codec::encode(&entry));
-    let hex: String = record.iter().map(|byte| format!("{byte:02x}")).collect();
-    assert_eq!(hex, golden);
-    let back: Entry = codec::decode(codec::unseal(RecordKind::Entry, 7, &record).unwrap()).unwrap();
-    assert_eq!(back.log_id, entry.log_id);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_purge_waits_until_a_snapshot_covers_it() {
     use super::super::types::SnapshotMeta;

@@ -4,6 +4,8 @@
 
 mod durability;
 mod elections;
+mod entries;
+mod golden;
 mod membership;
 mod ring;
 

@@ -8,29 +8,15 @@ import sys
 
 import nbd
 
+import libnbd
+from libnbd import SIZE, fails
+
 PORT = int(sys.argv[1])
-SIZE = 64 << 20
 REQUEST = 0x25609513
 
 
 def connect(name="vol", structured=True):
-    h = nbd.NBD()
-    h.set_strict_mode(0)
-    if structured:
-        h.add_meta_context("base:allocation")
-    else:
-        h.set_request_structured_replies(False)
-    h.connect_uri(f"nbd://127.0.0.1:{PORT}/{name}")
-    return h
-
-
-def fails(number, act):
-    try:
-        act()
-    except nbd.Error as error:
-        assert error.errnum == number, f"{errno.errorcode[number]} expected, got {error}"
-    else:
-        raise AssertionError(f"{errno.errorcode[number]} expected, nothing failed")
+    return libnbd.connect(f"nbd://127.0.0.1:{PORT}/{name}", structured)
 
 
 def receive(s, count):
