@@ -242,7 +242,7 @@ struct InfoView {
     node: NodeView,
     gateway: bool,
     session: u64,
-    epoch: u64,
+    since: Option<String>,
     version: String,
     mesh: String,
     nbd: Vec<String>,
@@ -263,7 +263,7 @@ impl From<admin::NodeInfo> for InfoView {
         Self {
             gateway: node.gateway,
             session: node.session,
-            epoch: node.epoch,
+            since: rfc3339(node.since_ms),
             node: node.into(),
             version: info.version,
             mesh: info.mesh,
@@ -288,7 +288,7 @@ impl Record for InfoView {
         fields.extend([
             ("Gateway", yes(self.gateway)),
             ("Session", self.session.to_string()),
-            ("Epoch of last change", self.epoch.to_string()),
+            ("In this status since", super::dash(self.since.as_deref())),
             ("Voter", yes(self.voter)),
             ("Leader", yes(self.leader)),
         ]);

@@ -69,13 +69,14 @@ pub(super) fn described(spec: &NodeSpec, me: NodeId) -> admin::Node {
         self_: spec.session.node == me,
         gateway: spec.gateway,
         session: spec.session.start,
-        epoch: 0,
+        since_ms: 0,
     }
 }
 
 /// A member.
 pub(super) fn member(node: &state::Node, held: Held, me: NodeId) -> admin::Node {
-    admin::Node { status: status(node, held).into(), ..described(&node.spec, me) }
+    let status = status(node, held).into();
+    admin::Node { status, since_ms: node.since_ms, ..described(&node.spec, me) }
 }
 
 /// What a node says of its disk.
