@@ -226,6 +226,9 @@ impl Leader {
     /// Voters and learners follow the members; who is away for long gives its place up.
     async fn tidy(&self) {
         let state = self.view.state();
+        // A session that has a successor was waited for before that was let in.
+        let replaced = |s: Session| state.node(s.node).is_some_and(|n| n.spec.session.start > s.start);
+        self.with_term(|term, _| term.grants.retain(|session| !replaced(session)));
         let metrics = self.log.metrics();
         let voters = choose_voters(&state, &metrics.voters, self.me);
         let members: BTreeSet<NodeId> = state.nodes().map(|n| n.spec.session.node).collect();
