@@ -152,6 +152,17 @@ fn prepare(dir: &Path, local: bool) -> Result<Ground, NodeError> {
             dir,
         });
     }
+    if identity.identity.cluster.is_some()
+        && std::fs::metadata(dir.join("log.redb")).map_or(0, |m| m.len()) == 0
+    {
+        return Err(NodeError::Misused {
+            problem: "it belongs to a ring, but \"log.redb\", which knows its VDIs, is missing or empty; restore \
+                      it, or start with an empty directory: the node then joins anew and the ring copies its data \
+                      back"
+                .to_owned(),
+            dir,
+        });
+    }
     identity.update(|i| i.start += 1)?;
     Ok(Ground { dir, identity, lock, boot: identity::boot_id()? })
 }

@@ -417,3 +417,114 @@ fn damage_to_one_copy_is_healed_from_the_others() {
     });
     ring.dog(0, &["cluster", "check", "--deep"]).ok();
 }
+
+/// Files of data objects, each with its index; all are of one VDI, whose name begins with the kind.
+fn data_files(dir: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = files(&dir.join("objects"));
+    found.retain(|path| fs::metadata(path).is_ok_and(|meta| meta.len() > 1 << 20));
+    found.sort_by_key(|path| path.file_name().map(ToOwned::to_owned));
+    found
+}
+
+#[test]
+fn a_wiped_block_table_is_damage_and_no_hole() {
+    let mut ring = Ring::local();
+    ring.dog(0, &["cluster", "format", "-c", "1"]).ok();
+    ring.create("vol", "64M");
+    ring.open(0, "vol").write(0, &DATA).expect("written");
+    ring[0].kill();
+    for path in data_files(&ring[0].dir) {
+        let file = fs::OpenOptions::new().write(true).open(path).expect("opens");
+        file.write_all_at(&[0; 8192], 4096).expect("wiped");
+    }
+    ring[0].start();
+    // Whoever asks first what there is to read must not be told that there is nothing.
+    let read = ring.dog(0, &["vdi", "read", "vol"]);
+    assert_ne!(read.status, 0, "{} bytes", read.bytes.len());
+    let error = ring.open(0, "vol").read(0, 4096).expect_err("it is lost");
+    assert_eq!(error.raw_os_error(), Some(5), "{error}");
+    ring.dog(0, &["vdi", "check", "vol"]).exits(4);
+}
+
+#[test]
+fn a_damaged_header_of_the_only_copy_is_an_error_and_holds_up_nothing_else() {
+    let mut ring = Ring::local();
+    ring.dog(0, &["cluster", "format", "-c", "1"]).ok();
+    ring.create("vol", "64M");
+    let mut client = ring.open(0, "vol");
+    for object in 0..3u64 {
+        client.write(object << 22, &DATA).expect("written");
+    }
+    ring[0].kill();
+    let paths = data_files(&ring[0].dir);
+    assert_eq!(paths.len(), 3);
+    // The header of one and the version of another.
+    for (path, at) in paths.iter().zip([20, 513]) {
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("opens");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).expect("read");
+        file.write_all_at(&[byte[0] ^ 0x40], at).expect("flipped");
+    }
+    ring[0].start();
+    let mut client = ring.open(0, "vol");
+    client.set_read_timeout(Duration::from_secs(10));
+    let lost = |object: u64, client: &mut Client| match client.read(object << 22, 4096) {
+        Ok(data) => {
+            assert_eq!(data, DATA[..4096], "object {object}");
+            false
+        }
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(5), "object {object}: {error}");
+            true
+        }
+    };
+    let lost = (0..3).filter(|object| lost(*object, &mut client)).count();
+    assert_eq!(lost, 2);
+}
+
+#[test]
+fn a_damaged_block_table_on_any_one_copy_holds_up_nobody() {
+    let mut ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    let mut client = ring.open(0, "vol");
+    for object in 0..3u64 {
+        client.write(object << 22, &DATA).expect("written");
+    }
+    let good = ring.digest(0, "vol");
+    for index in 0..3 {
+        ring[index].kill();
+    }
+    // Another object on each, so that each sheep is once the one that is wrong.
+    for index in 0..3 {
+        let path = &data_files(&ring[index].dir)[index];
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).expect("opens");
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 4096 + 40).expect("read");
+        file.write_all_at(&[byte[0] ^ 0x40], 4096 + 40).expect("flipped");
+    }
+    ring.start_all();
+    ring.wait_full();
+    for index in 0..3 {
+        assert_eq!(ring.digest(index, "vol"), good, "through {index}");
+    }
+    ring.dog(0, &["vdi", "check", "vol", "--repair"]);
+    ring.dog(0, &["cluster", "check", "--deep"]).ok();
+}
+
+#[test]
+fn a_ring_whose_log_is_gone_is_not_taken_for_none() {
+    let mut ring = Ring::local();
+    ring.dog(0, &["cluster", "format", "-c", "1"]).ok();
+    ring.create("vol", "64M");
+    ring[0].kill();
+    let log = ring[0].dir.join("log.redb");
+    let was = fs::read(&log).expect("read");
+    for how in [Damage::Emptied, Damage::Removed] {
+        damage(&log, how);
+        let refusal = ring[0].try_start().expect_err("its VDIs are not known");
+        assert!(refusal.stderr.contains("log.redb") && refusal.stderr.contains("restore"), "{refusal:?}");
+        fs::write(&log, &was).expect("restored");
+    }
+    ring[0].start();
+    assert_eq!(ring.dog_json(0, &["vdi", "list"]).as_array().map(Vec::len), Some(1));
+}

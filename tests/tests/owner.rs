@@ -100,3 +100,27 @@ fn a_takeover_learns_of_more_writes_than_one_answer_names() {
     ring.wait_full();
     ring.assert_same_everywhere("vol");
 }
+
+#[test]
+fn an_owner_whose_client_is_idle_holds_up_no_recovery() {
+    let mut ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    ring.dog(0, &["vdi", "create", "single", "256M", "-c", "1"]).ok();
+    let mut single = ring.open(0, "single");
+    let mut client = ring.open(0, "vol");
+    for object in 0..64u64 {
+        single.write(object << 22, &[1; 512]).expect("written");
+    }
+    for object in 0..16u64 {
+        client.write(object << 22, &[2; 512]).expect("written");
+    }
+    // Slots of the one copy wait for the node and resume with it, under the next generation of their owners.
+    // Nobody asks for anything.
+    for _ in 0..3 {
+        ring[2].terminate();
+        ring[2].start();
+        wait::until(Duration::from_secs(15), "full redundancy", || ring.check(0));
+    }
+    assert_eq!(client.read(15 << 22, 512).expect("read"), [2; 512]);
+    assert_eq!(single.read(63 << 22, 512).expect("read"), [1; 512]);
+}

@@ -274,7 +274,8 @@ fn choose_voters(state: &ClusterState, now: &BTreeSet<NodeId>, me: NodeId) -> BT
         (n.live_session().is_none(), id != me, !now.contains(&id), id)
     });
     let alive = candidates.iter().filter(|n| n.live_session().is_some()).count();
-    let count = match candidates.len().min(VOTERS_MAX) {
+    // The dead never make it more: each of them would be a death that the others may not have any more.
+    let count = match alive.min(VOTERS_MAX) {
         4 => 3,
         n => n,
     };
@@ -349,5 +350,13 @@ mod tests {
         let mut state = ring(&["a", "b", "c"]);
         kill(&mut state, 2);
         assert_eq!(chosen(&state, &[1, 2, 3]), [1, 2, 3], "two would survive no further death");
+
+        // A machine that comes back as another node each time.
+        let mut state = ring(&["a", "b", "c", "d", "e"]);
+        kill(&mut state, 3);
+        kill(&mut state, 4);
+        assert_eq!(chosen(&state, &[1, 2, 4]), [1, 2, 5]);
+        kill(&mut state, 5);
+        assert_eq!(chosen(&state, &[1, 2, 5]), [1, 2, 5]);
     }
 }

@@ -227,6 +227,11 @@ impl ClusterState {
         id.0 <= self.last_vdi && !self.vdis.contains_key(&id)
     }
 
+    /// The index of the last entry that may have changed a VDI's owner or its generation.
+    pub fn owners_changed(&self) -> u64 {
+        self.owners_changed
+    }
+
     /// The number of slots; the default before format.
     pub fn slot_count(&self) -> SlotCount {
         self.format.as_ref().and_then(|f| SlotCount::new(f.slots).ok()).unwrap_or_default()
@@ -485,10 +490,10 @@ impl ClusterState {
         }
     }
 
-    /// Gives every owned VDI to its owner again, under the next generation.
-    fn renew_owners(&mut self) {
-        let owned: Vec<VdiId> =
-            self.vdis.values().filter(|v| v.owner.session.is_some()).map(|v| v.id).collect();
+    /// Gives every owned VDI of these policies to its owner again, under the next generation.
+    fn renew_owners(&mut self, policies: &[Copies]) {
+        let meant = |v: &&Vdi| v.owner.session.is_some() && policies.contains(&v.copies);
+        let owned: Vec<VdiId> = self.vdis.values().filter(meant).map(|v| v.id).collect();
         for id in owned {
             if let Some(vdi) = self.vdis.get_mut(&id) {
                 match next(vdi.owner.generation) {
@@ -557,7 +562,7 @@ impl ClusterState {
         if moved {
             self.placement = OrdMap::new();
         }
-        let mut resumed = false;
+        let mut resumed = Vec::new();
         for copies in self.slots.keys().copied().collect::<Vec<_>>() {
             let table = self.table(copies);
             let mut slots = self.slots.get(&copies).cloned().unwrap_or_default();
@@ -570,7 +575,9 @@ impl ClusterState {
                 if let Some(next) =
                     config.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
                 {
-                    resumed |= was_waiting && self.has_live_copy(&next);
+                    if was_waiting && self.has_live_copy(&next) && !resumed.contains(&copies) {
+                        resumed.push(copies);
+                    }
                     changes.push((i, next));
                 }
             }
@@ -586,12 +593,10 @@ impl ClusterState {
             }
             self.slots.insert(copies, slots);
         }
-        if resumed {
-            // Copies that had all been away may differ in what was never flushed: every VDI is taken over
-            // anew, which settles them before the first read. By the same owner, so that nobody else serves
-            // while that one does not know it yet.
-            self.renew_owners();
-        }
+        // Copies that had all been away may differ in what was never flushed: every VDI that may have some of
+        // them is taken over anew, which settles them before the first read. By the same owner, so that nobody
+        // else serves while that one does not know it yet.
+        self.renew_owners(&resumed);
         self.owners_changed = index;
     }
 

@@ -13,6 +13,7 @@ use wire::peer::{Fence, ListReply, ListVdiRequest, ObjectRef, ObjectRequest, Sta
 
 use super::context::{Failure, LOOK_AGAIN};
 use super::owner::{IoFailure, Owner};
+use super::takeover::Block;
 use crate::cluster::slots::MemberState;
 use crate::store::BlockEntry;
 
@@ -161,7 +162,9 @@ impl Owner {
             }
             let entry = BlockEntry { crc: entry[0], stamp: entry[1] };
             let payload = if entry.is_present() {
-                let block = self.block(from, &object, index).await?.ok_or(IoFailure::Io)?;
+                let Block::Data(block) = self.block(from, &object, index).await? else {
+                    return Err(IoFailure::Io);
+                };
                 Payload::new(0, block.into())
             } else {
                 Payload::empty()

@@ -584,8 +584,10 @@ impl Owner {
     async fn holes(&self, index: u64, entry: Entry) -> Result<Vec<(u64, u64, bool)>, IoFailure> {
         let block = wire::checksum::BLOCK_SIZE as u64;
         let mut runs: Vec<(u64, u64, bool)> = Vec::new();
-        for (i, entry) in (0u64..).zip(self.table(self.data_name(index, entry)).await?) {
-            let hole = !entry.is_present();
+        for (i, entry) in (0u32..).zip(self.table(self.data_name(index, entry)).await?) {
+            // A damaged entry is no hole: whoever skips those must read this block, and hear that it is lost.
+            let hole = entry.is_absent(i);
+            let i = u64::from(i);
             match runs.last_mut() {
                 Some(last) if last.2 == hole => last.1 += block,
                 _ => runs.push((i * block, (i + 1) * block, hole)),

@@ -43,7 +43,30 @@ pub(crate) struct Owners {
 
 impl Owners {
     pub(crate) fn new(context: Arc<Context>, tasks: TaskTracker, cancel: CancellationToken) -> Arc<Self> {
-        Arc::new(Self { context, owners: Mutex::default(), tasks, cancel })
+        let owners = Arc::new(Self { context, owners: Mutex::default(), tasks, cancel });
+        owners.tasks.spawn(owners.clone().follow());
+        owners
+    }
+
+    /// Takes over at once what the log gives to this session: copies that catch up wait for that, whether a
+    /// client asks for anything or not.
+    async fn follow(self: Arc<Self>) {
+        let mut applied = self.context.view.subscribe();
+        let mut seen = 0;
+        loop {
+            let state = applied.borrow_and_update().state.clone();
+            if state.owners_changed() != seen {
+                seen = state.owners_changed();
+                let me = self.context.me();
+                for vdi in state.vdis().filter(|v| v.owner.session == Some(me)) {
+                    self.get(vdi.id);
+                }
+            }
+            tokio::select! {
+                () = self.cancel.cancelled() => return,
+                changed = applied.changed() => if changed.is_err() { return },
+            }
+        }
     }
 
     /// The owner of a VDI on this node, if the newest state says that this session owns it.

@@ -40,6 +40,31 @@ struct Copy {
     damaged: HashSet<u32>,
 }
 
+/// Why a member's copy cannot be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    Gone,
+    /// Its header or version is not as it was written.
+    Damaged,
+}
+
+/// What comparing the copies of an object led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rolled {
+    /// Something was changed, or could not be had: look again.
+    LookAgain,
+    /// What still differs is damaged on every copy.
+    AsFarAsItGoes,
+}
+
+/// A block of a copy.
+pub(crate) enum Block {
+    Data(Vec<u8>),
+    Damaged,
+    /// The copy cannot be had at the moment, or has changed.
+    Unknown,
+}
+
 impl Owner {
     /// Takes the VDI over. Ends early if somebody else becomes its owner.
     pub(crate) async fn take_over(self: &Arc<Self>) -> Result<(), IoFailure> {
@@ -172,20 +197,25 @@ impl Owner {
     ) -> Result<Option<Version>, IoFailure> {
         let mut rounds = 0;
         loop {
-            let Some((copies, gone, complete)) = self.copies_of(&object).await? else {
+            let Some((copies, lacking, complete)) = self.copies_of(&object).await? else {
                 // Nobody in sync is there at present. The slot waits, and when it resumes every VDI is
                 // taken over anew.
                 return Ok(None);
             };
-            if !gone.is_empty() && complete {
-                if !self.is_mapped(&object).await? {
+            if !lacking.is_empty() && complete {
+                if lacking.values().any(|why| *why == Lack::Gone) && !self.is_mapped(&object).await? {
                     // A creation that did not reach everyone was never acknowledged, nor is it in the map.
                     self.remove_object(object).await?;
                     return Ok(None);
                 }
-                for session in gone {
-                    tracing::error!(vdi = %self.vdi, object = %object.oid(), %session, "a copy is missing");
-                    self.mend_copy(object, session).await?;
+                for (session, why) in lacking {
+                    tracing::error!(vdi = %self.vdi, object = %object.oid(), %session, ?why, "a copy cannot be used");
+                    match self.mend_copy(object, session).await {
+                        Ok(()) => {}
+                        // Nothing to mend it from: whoever reads the object is told, and other objects go on.
+                        Err(IoFailure::Io) => return Ok(copies.iter().map(|c| c.version).max()),
+                        Err(failure) => return Err(failure),
+                    }
                 }
             } else if complete {
                 let same =
@@ -194,7 +224,9 @@ impl Owner {
                 if same && (sound || !suspect) {
                     return Ok(copies.first().map(|c| c.version));
                 }
-                self.roll_forward(&object, &copies).await?;
+                if self.roll_forward(&object, &copies).await? == Rolled::AsFarAsItGoes {
+                    return Ok(copies.iter().map(|c| c.version).max());
+                }
             }
             rounds += 1;
             if rounds > ROUNDS_MAX {
@@ -203,12 +235,12 @@ impl Owner {
         }
     }
 
-    /// The in-sync copies, who of them lacks the object, and whether everybody has answered. `None` while
-    /// no in-sync member is alive.
+    /// The in-sync copies, which members have none that can be used, and whether everybody has answered.
+    /// `None` while no in-sync member is alive.
     async fn copies_of(
         &self,
         object: &ObjectRef,
-    ) -> Result<Option<(Vec<Copy>, Vec<Session>, bool)>, IoFailure> {
+    ) -> Result<Option<(Vec<Copy>, BTreeMap<Session, Lack>, bool)>, IoFailure> {
         let state = self.current()?;
         let slot = SlotIndex(object.slot);
         let Some(config) = state.slot(self.copies, slot) else { return Ok(None) };
@@ -223,27 +255,29 @@ impl Owner {
             (to, self.context.ask(to, op::TABLE, meta, Payload::empty()).await)
         };
         let answers = futures::future::join_all(members.into_iter().map(ask)).await;
-        let (mut copies, mut gone, mut complete) = (Vec::new(), Vec::new(), true);
+        let (mut copies, mut lacking, mut complete) = (Vec::new(), BTreeMap::new(), true);
         for (session, answer) in answers {
             match answer {
                 Ok((meta, _)) => {
                     let reply = TableReply::decode(meta).map_err(|_| IoFailure::Io)?;
                     let entry = |e: &[u32]| BlockEntry { crc: e[0], stamp: e[1] };
-                    copies.push(Copy {
-                        session,
-                        version: reply.version.into(),
-                        table: reply.entries.chunks_exact(2).map(entry).collect(),
-                        damaged: reply.damaged.into_iter().collect(),
-                    });
+                    let table: Vec<BlockEntry> = reply.entries.chunks_exact(2).map(entry).collect();
+                    // An entry that is neither is damaged itself, and no copy is to get it.
+                    let neither =
+                        |(i, e): (u32, &BlockEntry)| (!e.is_present() && !e.is_absent(i)).then_some(i);
+                    let mut damaged: HashSet<u32> = (0..).zip(&table).filter_map(neither).collect();
+                    damaged.extend(reply.damaged);
+                    copies.push(Copy { session, version: reply.version.into(), table, damaged });
                 }
-                Err(Failure::Status(Status::NotFound)) => gone.push(session),
+                Err(Failure::Status(Status::NotFound)) => _ = lacking.insert(session, Lack::Gone),
+                Err(Failure::Status(Status::Damaged)) => _ = lacking.insert(session, Lack::Damaged),
                 Err(_) => complete = false,
             }
         }
         if !complete {
             self.context.view.change(RETRY_DELAY).await;
         }
-        Ok(Some((copies, gone, complete)))
+        Ok(Some((copies, lacking, complete)))
     }
 
     fn named(&self, to: Session, object: ObjectRef, config: u64) -> ObjectRequest {
@@ -251,57 +285,74 @@ impl Owner {
         ObjectRequest { fence, object, offset: 0, len: 0 }
     }
 
-    async fn roll_forward(&self, object: &ObjectRef, copies: &[Copy]) -> Result<(), IoFailure> {
-        let Some(best) = copies.iter().max_by_key(|c| c.version) else { return Ok(()) };
-        // Where each block is to come from. The copy itself if it is sound, else the newest sound one.
-        let mut source: HashMap<u32, &Copy> = HashMap::new();
+    async fn roll_forward(&self, object: &ObjectRef, copies: &[Copy]) -> Result<Rolled, IoFailure> {
+        let Some(best) = copies.iter().max_by_key(|c| c.version) else { return Ok(Rolled::LookAgain) };
+        // Where each block that differs is to come from: the newest copy that has it undamaged. Two copies of
+        // one version may differ too, and only reading tells whose entry belongs to its data.
+        let mut source: HashMap<u32, (BlockEntry, Option<Vec<u8>>)> = HashMap::new();
         let mut torn = Vec::new();
+        let mut newest_first: Vec<&Copy> =
+            copies.iter().filter(|c| c.table.len() == best.table.len()).collect();
+        newest_first.sort_by_key(|c| std::cmp::Reverse(c.version));
         for index in 0..best.table.len() as u32 {
-            let sound = |c: &&Copy| !c.damaged.contains(&index) && c.table.len() == best.table.len();
-            let from = if best.damaged.contains(&index) {
-                copies.iter().filter(sound).max_by_key(|c| c.version)
-            } else {
-                Some(best)
-            };
-            match from {
-                Some(copy) => _ = source.insert(index, copy),
-                None => torn.push(index),
+            let entry_of = |c: &Copy| c.table.get(index as usize).copied();
+            if copies.iter().all(|c| entry_of(c) == entry_of(best) && !c.damaged.contains(&index)) {
+                continue;
+            }
+            for copy in newest_first.iter().filter(|c| !c.damaged.contains(&index)) {
+                let entry = copy.table[index as usize];
+                if !entry.is_present() {
+                    source.insert(index, (entry, None));
+                    break;
+                }
+                match self.block(copy.session, object, index).await? {
+                    Block::Data(data) => {
+                        source.insert(index, (entry, Some(data)));
+                        break;
+                    }
+                    Block::Damaged => {}
+                    Block::Unknown => return Ok(Rolled::LookAgain),
+                }
+            }
+            if !source.contains_key(&index) {
+                torn.push(index);
             }
         }
+        // Data that a crash may have torn; anything else is rot, which no copy can be healed of.
+        let tearable = |i: &u32| best.damaged.contains(i) && best.table[*i as usize].is_present();
+        let (torn, rotten): (Vec<u32>, Vec<u32>) = torn.into_iter().partition(tearable);
         if !torn.is_empty() {
             tracing::warn!(vdi = %self.vdi, object = %object.oid(), blocks = torn.len(),
                 "blocks are torn on every copy: what was written last before the crash stays half written");
-            return self.patch(best.session, object, best.version, Vec::new(), Payload::empty(), torn).await;
+            self.patch(best.session, object, best.version, Vec::new(), Payload::empty(), torn).await?;
+            return Ok(Rolled::LookAgain);
         }
+        if !rotten.is_empty() {
+            tracing::error!(vdi = %self.vdi, object = %object.oid(), blocks = ?rotten, "damaged on every copy");
+        }
+        let mut changed = false;
         for copy in copies {
-            let differing: Vec<u32> = (0..best.table.len() as u32)
-                .filter(|i| {
-                    let from = source[i];
-                    let same = copy.table.get(*i as usize) == from.table.get(*i as usize);
-                    from.session != copy.session && (!same || copy.damaged.contains(i))
-                })
-                .collect();
-            if differing.is_empty() && copy.version == best.version {
+            let mut blocks = Vec::new();
+            let mut data = BytesMut::new();
+            let mut indexes: Vec<u32> = source.keys().copied().collect();
+            indexes.sort_unstable();
+            for index in indexes {
+                let (entry, content) = &source[&index];
+                // What has the right entry and yet does not read is found by its checksum, and healed.
+                if copy.table.get(index as usize) == Some(entry) && !copy.damaged.contains(&index) {
+                    continue;
+                }
+                blocks.extend([index, entry.crc, entry.stamp]);
+                data.extend_from_slice(content.as_deref().unwrap_or_default());
+            }
+            if blocks.is_empty() && copy.version == best.version {
                 continue;
             }
-            let mut blocks = Vec::with_capacity(3 * differing.len());
-            let mut data = BytesMut::new();
-            for index in differing {
-                let from = source[&index];
-                let entry = from.table[index as usize];
-                blocks.extend([index, entry.crc, entry.stamp]);
-                if entry.is_present() {
-                    match self.block(from.session, object, index).await? {
-                        Some(block) => data.extend_from_slice(&block),
-                        // It changed under us or cannot be had at the moment: look again.
-                        None => return Ok(()),
-                    }
-                }
-            }
+            changed = true;
             let payload = Payload::new(0, data.freeze());
             self.patch(copy.session, object, best.version, blocks, payload, Vec::new()).await?;
         }
-        Ok(())
+        Ok(if changed { Rolled::LookAgain } else { Rolled::AsFarAsItGoes })
     }
 
     pub(crate) async fn block(
@@ -309,19 +360,24 @@ impl Owner {
         from: Session,
         object: &ObjectRef,
         index: u32,
-    ) -> Result<Option<Vec<u8>>, IoFailure> {
+    ) -> Result<Block, IoFailure> {
         let state = self.current()?;
         let slot = SlotIndex(object.slot);
-        let Some(config) = state.slot(self.copies, slot) else { return Ok(None) };
+        let Some(config) = state.slot(self.copies, slot) else { return Ok(Block::Unknown) };
         let len = BLOCK_SIZE as u32;
         let request = ObjectRequest { offset: index * len, len, ..self.named(from, *object, config.version) };
         let answer = self.context.ask(from, op::READ, request.encode_to_vec().into(), Payload::empty()).await;
-        let Ok((meta, payload)) = answer else { return Ok(None) };
+        let (meta, payload) = match answer {
+            Ok(answer) => answer,
+            Err(Failure::Status(Status::Damaged)) => return Ok(Block::Damaged),
+            Err(_) => return Ok(Block::Unknown),
+        };
         if payload.verify().is_err() {
-            return Ok(None);
+            return Ok(Block::Unknown);
         }
         let reply = ReadReply::decode(meta).map_err(|_| IoFailure::Io)?;
-        Ok(replica::unpack(&reply, payload.data(), len).map(|s| flatten(&s)))
+        let segments = replica::unpack(&reply, payload.data(), len);
+        Ok(segments.map_or(Block::Unknown, |s| Block::Data(flatten(&s))))
     }
 
     pub(crate) async fn patch(
