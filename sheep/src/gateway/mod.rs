@@ -179,7 +179,10 @@ impl Gateway {
                     return Err(OpenError::Fenced { client, generation: attach.generation, newest: known });
                 }
                 Ok(_) => return Err(OpenError::NotFound(vdi.name.to_string())),
-                Err(error) => tracing::debug!(%error, "an attachment could not be logged yet"),
+                Err(error) => {
+                    tracing::debug!(%error, "an attachment could not be logged yet");
+                    self.context.view.change(RETRY_DELAY).await;
+                }
             }
         }
     }
@@ -219,7 +222,10 @@ impl Gateway {
                 tracing::debug!(%vdi, ?reply, "could not become a VDI's owner");
                 self.context.view.change(LOOK_AGAIN).await;
             }
-            Err(error) => tracing::debug!(%vdi, %error, "could not become a VDI's owner yet"),
+            Err(error) => {
+                tracing::debug!(%vdi, %error, "could not become a VDI's owner yet");
+                self.context.view.change(RETRY_DELAY).await;
+            }
         }
     }
 
@@ -342,11 +348,10 @@ impl Handle {
     ) -> Result<(Bytes, Payload), Failure> {
         let context = &self.gateway.context;
         let asked = answer(context.peers.start(session.node, Class::Forward, op, meta, payload));
-        let mut state = context.view.subscribe();
         tokio::select! {
             // Dropping the question forgets it; the owner knows the request if it comes again.
             answer = asked => answer,
-            _ = state.wait_for(|a| !a.state.is_live(session)) => Err(Failure::Lost),
+            () = context.view.until(|state| !state.is_live(session)) => Err(Failure::Lost),
         }
     }
 

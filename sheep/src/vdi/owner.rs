@@ -152,11 +152,13 @@ impl Owner {
     /// The newest state, if this owner is still the VDI's.
     pub(crate) fn current(&self) -> Result<Arc<ClusterState>, IoFailure> {
         let state = self.context.view.state();
+        if self.is_owner_in(&state) { Ok(state) } else { Err(IoFailure::NotOwner) }
+    }
+
+    /// Whether a state names this owner.
+    pub(crate) fn is_owner_in(&self, state: &ClusterState) -> bool {
         let owner = state.vdi(self.vdi).map(|v| v.owner);
-        match owner {
-            Some(o) if o.session == Some(self.context.me()) && o.generation == self.generation => Ok(state),
-            _ => Err(IoFailure::NotOwner),
-        }
+        owner.is_some_and(|o| o.session == Some(self.context.me()) && o.generation == self.generation)
     }
 
     /// The takeover is done: requests may go on.
@@ -545,9 +547,7 @@ impl Owner {
     }
 
     async fn gone(&self, session: Session) {
-        let mut state = self.context.view.subscribe();
-        // The sender lives as long as the node.
-        let _closed = state.wait_for(|a| !a.state.serves(session) || self.current().is_err()).await;
+        self.context.view.until(|state| !state.serves(session) || !self.is_owner_in(state)).await;
     }
 
     /// Data and holes of a range, in turn; may end early.

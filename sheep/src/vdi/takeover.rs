@@ -159,9 +159,7 @@ impl Owner {
     }
 
     async fn membership_changes(&self, epoch: wire::id::Epoch) {
-        let mut state = self.context.view.subscribe();
-        // The sender lives as long as the node.
-        let _closed = state.wait_for(|a| a.state.epoch() != epoch || self.current().is_err()).await;
+        self.context.view.until(|state| state.epoch() != epoch || !self.is_owner_in(state)).await;
     }
 
     /// Makes all in-sync copies of an object the same; their version, or `None` if there is no such object.
