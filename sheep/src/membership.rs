@@ -490,7 +490,10 @@ impl Membership {
                 } else if start == me.start {
                     // The ring took this session for dead. What it held is only to be trusted as far as a
                     // new session may trust it.
-                    self.next_session();
+                    if !self.next_session() {
+                        // The node is about to end.
+                        tokio::time::sleep(INTRODUCE_EVERY).await;
+                    }
                     continue;
                 }
             } else if state.is_removed(me.node) {
@@ -517,17 +520,19 @@ impl Membership {
         }
     }
 
-    fn next_session(&self) {
+    /// Begins a new session of this process; false if the directory cannot remember it.
+    fn next_session(&self) -> bool {
         let mut identity = self.identity.lock();
         if let Err(error) = identity.update(|i| i.start += 1) {
             self.stop(format!("cannot begin a new session: {error}"));
-            return;
+            return false;
         }
         let start = identity.identity.start;
         drop(identity);
         tracing::warn!(start, "the ring took this node for dead; it joins again as a new session");
         self.me.renew(start);
         self.spec.lock().session = self.me.session();
+        true
     }
 
     /// Asks the leader, here or through anybody known, to let this session in.
