@@ -421,13 +421,18 @@ impl Replica {
         }
     }
 
-    /// The generation's takeover is complete: what was suspect has been compared.
+    /// The generation's takeover is complete: what was suspect in sync has been compared. What catches up has
+    /// not: were it no longer suspect, a copy that lost bytes with the power and kept its version would pass
+    /// for equal.
     pub(crate) fn settled(&self, fence: &Fence) -> Result<(), Status> {
-        self.check(&self.view.state(), fence, None)?;
+        let state = self.view.state();
+        self.check(&state, fence, None)?;
         let vdi = fence.vdi();
         self.vdi(vdi).settled.fetch_max(fence.generation, Ordering::AcqRel);
         for (key, _) in self.store.suspects().into_iter().filter(|(k, _)| k.oid.creator() == vdi) {
-            self.store.clear_suspect(&key);
+            if self.role(&state, key.copies, key.slot) == Role::InSync {
+                self.store.clear_suspect(&key);
+            }
         }
         Ok(())
     }
