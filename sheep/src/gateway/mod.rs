@@ -11,7 +11,7 @@ mod query;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -23,6 +23,7 @@ use wire::peer::{Connection, OpenRequest, RequestId, Status, StatusReply, VdiInf
 
 use crate::cluster::entry::{ClusterEntry, ClusterReply, Refusal};
 use crate::cluster::state::Vdi;
+use crate::machine::wall_ms;
 use crate::nbd::{IoError, OpenError};
 use crate::peer::Class;
 use crate::replica::unpack;
@@ -142,7 +143,7 @@ impl Gateway {
             },
             known_to: Mutex::new(None),
             revoked: AtomicBool::new(false),
-            opened_ms: now_ms(),
+            opened_ms: wall_ms(),
         });
         self.handles.lock().insert(connection, Arc::downgrade(&handle));
         if let Some(attach) = attach {
@@ -520,11 +521,6 @@ impl Handle {
 /// How many bytes of answer a request stands for in the budget.
 fn wire_read_max(op: u16) -> u64 {
     if op == op::VDI_READ { u64::from(crate::cluster::state::OBJECT_SIZE) * 8 } else { 0 }
-}
-
-/// The wall clock, for people.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 fn failure_of(failure: Failure) -> IoFailure {
