@@ -36,8 +36,8 @@ prove: setup ## the long proofs, in parts of at most an hour that need not be ru
 	@cargo build --workspace --bins --profile quick
 	@tests/prove "$(CARGO_TARGET_DIR)/quick"
 
-sim: setup ## whole rings in one process under seeded faults (SEED=, SEEDS=)
-	cargo test --package tests --profile quick --test simulation -- --nocapture
+sim: setup ## whole rings in one process under seeded faults (SEED=s, SEEDS=n FIRST=s)
+	@tests/sim
 
 setup: ## installs what is missing (apt, rustup, cargo) and says what
 	@tests/setup

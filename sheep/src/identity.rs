@@ -5,12 +5,16 @@
 //! damaged or newer one is refused, never guessed.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use wire::id::{ClusterId, NodeId};
+
+use crate::machine::random;
+use crate::store::FileSystem;
 
 /// The file's format. Version 1 is the first.
 const VERSION: u32 = 1;
@@ -104,7 +108,7 @@ pub enum IdentityError {
 impl Identity {
     fn fresh() -> Self {
         Self {
-            node: NodeId(rand::random::<u64>().max(1)).to_string(),
+            node: NodeId(random::<u64>().max(1)).to_string(),
             start: 0,
             cluster: None,
             local: false,
@@ -125,15 +129,16 @@ impl Identity {
 
 /// The identity in a directory.
 pub(crate) struct IdentityFile {
+    fs: Arc<dyn FileSystem>,
     dir: PathBuf,
     pub(crate) identity: Identity,
 }
 
 impl IdentityFile {
     /// Reads the identity of `dir`, or draws a new one for a directory that has none.
-    pub(crate) fn open(dir: &Path) -> Result<Self, IdentityError> {
+    pub(crate) fn open(fs: Arc<dyn FileSystem>, dir: &Path) -> Result<Self, IdentityError> {
         let path = dir.join(NAME);
-        let identity = match fs::read_to_string(&path) {
+        let identity = match read_text(&*fs, &path) {
             Ok(text) => parse(&path, &text)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Identity::fresh(),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -141,7 +146,7 @@ impl IdentityFile {
             }
             Err(source) => return Err(IdentityError::Io { path, source }),
         };
-        Ok(Self { dir: dir.to_owned(), identity })
+        Ok(Self { fs, dir: dir.to_owned(), identity })
     }
 
     /// Changes the identity durably; nothing is written if nothing changes.
@@ -167,15 +172,25 @@ impl IdentityFile {
         let head = format!("{MAGIC} {VERSION} {:08x}\n", crc32c::crc32c(text.as_bytes()));
         let (path, new) = (self.dir.join(NAME), self.dir.join("identity.new"));
         let write = || {
-            let mut file = File::create(&new)?;
-            file.write_all(head.as_bytes())?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(&self.dir)?.sync_all()
+            if self.fs.exists(&new)? {
+                self.fs.remove(&new)?;
+            }
+            let file = self.fs.create(&new)?;
+            file.write_at((head + &text).as_bytes(), 0)?;
+            file.sync_data()?;
+            self.fs.rename(&new, &path)?;
+            self.fs.sync_dir(&self.dir)
         };
         write().map_err(|source| IdentityError::Io { path: path.clone(), source })
     }
+}
+
+fn read_text(fs: &dyn FileSystem, path: &Path) -> io::Result<String> {
+    let file = fs.open(path)?;
+    let len = usize::try_from(file.size()?).map_err(|_| io::ErrorKind::InvalidData)?;
+    let mut bytes = vec![0; len];
+    file.read_at(&mut bytes, 0)?;
+    String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 fn parse(path: &Path, text: &str) -> Result<Identity, IdentityError> {
@@ -214,6 +229,11 @@ pub(crate) fn boot_id() -> Result<u128, IdentityError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::RealFs;
+
+    fn open(dir: &Path) -> Result<IdentityFile, IdentityError> {
+        IdentityFile::open(Arc::new(RealFs), dir)
+    }
 
     #[test]
     fn a_process_that_asks_twice_is_one_and_another_with_its_start_is_not() {
@@ -230,19 +250,19 @@ mod tests {
     #[test]
     fn an_identity_stays_and_a_damaged_one_is_refused() {
         let dir = tempfile::tempdir().expect("tempdir");
-        let mut file = IdentityFile::open(dir.path()).expect("new");
+        let mut file = open(dir.path()).expect("new");
         file.update(|i| i.start += 1).expect("written");
         let node = file.identity.node();
-        let again = IdentityFile::open(dir.path()).expect("there");
+        let again = open(dir.path()).expect("there");
         assert_eq!((again.identity.node(), again.identity.start), (node, 1));
         let path = dir.path().join(NAME);
         let text = fs::read_to_string(&path).expect("readable");
         fs::write(&path, text.replace("start = 1", "start = 7")).expect("written");
-        assert!(matches!(IdentityFile::open(dir.path()), Err(IdentityError::Damaged { .. })));
+        assert!(matches!(open(dir.path()), Err(IdentityError::Damaged { .. })));
         fs::write(&path, text.replace("identity 1", "identity 2")).expect("written");
-        assert!(matches!(IdentityFile::open(dir.path()), Err(IdentityError::Newer { found: 2, .. })));
+        assert!(matches!(open(dir.path()), Err(IdentityError::Newer { found: 2, .. })));
         fs::write(&path, "").expect("written");
-        assert!(matches!(IdentityFile::open(dir.path()), Err(IdentityError::Damaged { .. })));
+        assert!(matches!(open(dir.path()), Err(IdentityError::Damaged { .. })));
     }
     #[test]
     fn an_identity_keeps_its_text() {
@@ -258,10 +278,10 @@ mod tests {
             peers: [(id(0x13), "127.0.0.1:7001".to_owned())].into(),
             seen: [(id(0x13), seen)].into(),
         };
-        let mut file = IdentityFile::open(dir.path()).expect("new");
+        let mut file = open(dir.path()).expect("new");
         file.update(|known| *known = identity.clone()).expect("written");
         assert_eq!(fs::read_to_string(dir.path().join(NAME)).expect("text"), GOLDEN);
-        assert_eq!(IdentityFile::open(dir.path()).expect("readable").identity, identity);
+        assert_eq!(open(dir.path()).expect("readable").identity, identity);
     }
 
     /// Other releases read it: a key may be added with a default, and then only under a new version, since

@@ -11,6 +11,10 @@
 //!                                                 └───── the next session ◀─┘
 //! ```
 
+mod greeter;
+mod spec;
+mod start;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -23,20 +27,22 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wire::address::Address;
 use wire::frame::Payload;
-use wire::hello::{BootId, Hello, HelloReject, PROTOCOL_VERSIONS, RejectCode};
 use wire::id::{ClusterId, NodeId, Session};
-use wire::mesh::Introduction;
-use wire::mesh::introductions_client::IntroductionsClient;
 use wire::peer::{IntroduceMessage, NodeInfo, RenewRequest, Status, op};
 
 use crate::cluster::entry::{ClusterEntry, NodeSpec, Refusal};
-use crate::cluster::leader::{JoinError, Leader, now_ms};
+use crate::cluster::leader::{JoinError, Leader};
 use crate::cluster::log::ClusterLog;
 use crate::cluster::session::{Lease, Me};
 use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
 use crate::identity::IdentityFile;
-use crate::peer::{Class, Greeter, Peers};
+use crate::introduce::Seeds;
+use crate::machine::{random, wall_ms};
+use crate::peer::{Class, Peers};
+
+pub(crate) use self::greeter::MeshGreeter;
+use self::spec::{bytes_of, info_of, reachable, spec_of};
 
 /// How often a waiting node introduces itself.
 const INTRODUCE_EVERY: Duration = Duration::from_millis(300);
@@ -53,9 +59,6 @@ const JOIN_AGAIN: Duration = Duration::from_millis(50);
 /// Whoever is told for this long that its directory's last session is alive has a copy of it.
 const DUPLICATE_AFTER: Duration = Duration::from_secs(5);
 
-/// Whoever finds no leader for this long starts its log without having been let in.
-const NO_LEADER_AFTER: Duration = Duration::from_millis(1_500);
-
 struct Known {
     info: NodeInfo,
     heard: Option<Instant>,
@@ -68,6 +71,7 @@ pub(crate) struct Membership {
     identity: Mutex<IdentityFile>,
     known: Mutex<BTreeMap<NodeId, Known>>,
     seeds: Vec<Address>,
+    reach: Arc<dyn Seeds>,
     local: bool,
     nonce: u64,
     /// Set once this node leaves: the session that ends is not followed by another.
@@ -91,6 +95,7 @@ impl Membership {
         spec: NodeSpec,
         identity: IdentityFile,
         seeds: Vec<Address>,
+        reach: Arc<dyn Seeds>,
         local: bool,
     ) -> Arc<Self> {
         let mut known = BTreeMap::new();
@@ -107,8 +112,9 @@ impl Membership {
             identity: Mutex::new(identity),
             known: Mutex::new(known),
             seeds,
+            reach,
             local,
-            nonce: rand::random(),
+            nonce: random(),
             leaving: AtomicBool::new(false),
             fatal: tokio::sync::watch::channel(None).0,
         })
@@ -139,7 +145,7 @@ impl Membership {
             None => {}
         }
         let own = self.clone();
-        let written = tokio::task::spawn_blocking(move || {
+        let written = crate::machine::blocking(move || {
             let met = own.known.lock().iter().map(|(n, k)| (n.to_string(), k.info.mesh.clone())).collect();
             own.identity.lock().update(|i| {
                 if i.cluster.is_none() {
@@ -249,14 +255,9 @@ impl Membership {
     }
 
     async fn introduce_to_seed(&self, seed: &Address, peers: &Peers, state: &ClusterState) -> Option<()> {
-        let url = format!("http://{seed}");
-        let endpoint = tonic::transport::Endpoint::from_shared(url).ok()?.connect_timeout(INTRODUCE_PATIENCE);
-        let mut client = IntroductionsClient::new(endpoint.connect().await.ok()?);
-        let message = self.message().encode_to_vec().into();
-        let call = client.introduce(Introduction { message });
-        let reply = tokio::time::timeout(INTRODUCE_PATIENCE, call).await.ok()?.ok()?.into_inner();
-        let reply = IntroduceMessage::decode(reply.message).ok()?;
-        let ip = tokio::net::lookup_host(seed.to_string()).await.ok()?.next()?.ip();
+        let message = self.message();
+        let asked = self.reach.introduce(seed, message);
+        let (reply, ip) = tokio::time::timeout(INTRODUCE_PATIENCE * 2, asked).await.ok()??;
         self.learn(&reply, Some(ip), peers);
         self.heed(&reply, state);
         Some(())
@@ -303,108 +304,7 @@ impl Membership {
         self.fatal.send_if_modified(|f| f.is_none() && f.replace(why).is_none());
     }
 
-    /// Asks the peers that a used directory remembers for the highest start counter seen of this node,
-    /// until enough of them have answered: a majority of the log's voters, this node counted (rule 3).
-    ///
-    /// Returns the highest start seen; not below this node's own means that the directory was copied or
-    /// rolled back. An error says why the node must not start.
-    pub(crate) async fn start_seen(&self, peers: &Peers) -> Result<u64, String> {
-        let mut fatal = self.fatal();
-        tokio::select! {
-            seen = self.ask_start_seen(peers) => Ok(seen),
-            why = fatal.wait_for(Option::is_some) => Err(why.ok().and_then(|w| w.clone()).unwrap_or_default()),
-        }
-    }
-
-    /// Asks to be let in before this node's log starts: while its last session is alive the directory is a
-    /// copy, and a copy must not vote. Where no leader can say, the log is needed to make one.
-    pub(crate) async fn join_first(&self, peers: &Peers) -> Result<(), String> {
-        let began = Instant::now();
-        let mut heard = began;
-        loop {
-            let known: Vec<NodeId> = self.known.lock().keys().copied().collect();
-            let mut answered = false;
-            for node in known {
-                let meta = self.message().encode_to_vec().into();
-                let patience = Some(INTRODUCE_PATIENCE);
-                let call = peers.call(node, Class::Control, op::JOIN, meta, Payload::empty(), patience);
-                let Ok(reply) = call.await else { continue };
-                let Ok(reply) = IntroduceMessage::decode(reply.meta) else { continue };
-                if reply.me.session.node == 0 {
-                    continue;
-                }
-                answered = true;
-                if !reply.refused.is_empty() {
-                    return Err(reply.refused);
-                }
-                if !reply.duplicate && reply.joined {
-                    return Ok(());
-                }
-            }
-            if answered {
-                heard = Instant::now();
-            }
-            if began.elapsed() > DUPLICATE_AFTER && answered {
-                return Err(format!(
-                    "node {} is running elsewhere: this directory is a copy; start with an empty one",
-                    self.me.session().node
-                ));
-            }
-            if heard.elapsed() > NO_LEADER_AFTER {
-                return Ok(());
-            }
-            tokio::time::sleep(JOIN_AGAIN).await;
-        }
-    }
-
-    async fn ask_start_seen(&self, peers: &Peers) -> u64 {
-        let identity = self.identity.lock().identity.clone();
-        let me = self.me.session().node;
-        let voters: Vec<NodeId> = identity.voters.iter().filter_map(|v| v.parse().ok()).collect();
-        let others: Vec<NodeId> = self.known.lock().keys().copied().filter(|n| *n != me).collect();
-        // When the whole ring starts at once, nobody is there yet to tell where the others are.
-        for (id, mesh) in &identity.peers {
-            if let (Ok(node), Ok(address)) = (id.parse(), mesh.parse()) {
-                peers.set_address(node, address);
-            }
-        }
-        let need = voters.len() / 2 + 1;
-        let mut answered: Vec<NodeId> = vec![me];
-        let mut seen = 0;
-        let began = Instant::now();
-        let mut told = false;
-        let empty = ClusterState::default();
-        loop {
-            let asked = others
-                .iter()
-                .filter(|n| !answered.contains(n))
-                .map(|n| async move { (*n, self.introduce_to(*n, peers, &ClusterState::default()).await) });
-            for (node, reply) in futures::future::join_all(asked.collect::<Vec<_>>()).await {
-                if let Some(reply) = reply {
-                    answered.push(node);
-                    seen = seen.max(reply.start_seen);
-                }
-            }
-            let have = voters.iter().filter(|v| answered.contains(v)).count();
-            // Killed before it knew the voters, it knew some nodes: any of them will do.
-            let enough =
-                if voters.is_empty() { answered.len() > 1 || others.is_empty() } else { have >= need };
-            if enough {
-                return seen;
-            }
-            for seed in &self.seeds {
-                // Peers may have moved: whoever is behind a seed tells where they are now.
-                _ = self.introduce_to_seed(seed, peers, &empty).await;
-            }
-            if !told && began.elapsed() > Duration::from_secs(3) {
-                told = true;
-                tracing::warn!(have, need, "waiting for the ring's voters that this directory remembers");
-            }
-            tokio::time::sleep(INTRODUCE_EVERY).await;
-        }
-    }
-
-    /// Makes the directory that of a new node. Called before the log starts.
+    /// What the directory remembers.
     pub(crate) fn identity(&self) -> &Mutex<IdentityFile> {
         &self.identity
     }
@@ -490,7 +390,10 @@ impl Membership {
                 } else if start == me.start {
                     // The ring took this session for dead. What it held is only to be trusted as far as a
                     // new session may trust it.
-                    self.next_session();
+                    if !self.next_session() {
+                        // The node is about to end.
+                        tokio::time::sleep(INTRODUCE_EVERY).await;
+                    }
                     continue;
                 }
             } else if state.is_removed(me.node) {
@@ -517,17 +420,19 @@ impl Membership {
         }
     }
 
-    fn next_session(&self) {
+    /// Begins a new session of this process; false if the directory cannot remember it.
+    fn next_session(&self) -> bool {
         let mut identity = self.identity.lock();
         if let Err(error) = identity.update(|i| i.start += 1) {
             self.stop(format!("cannot begin a new session: {error}"));
-            return;
+            return false;
         }
         let start = identity.identity.start;
         drop(identity);
         tracing::warn!(start, "the ring took this node for dead; it joins again as a new session");
         self.me.renew(start);
         self.spec.lock().session = self.me.session();
+        true
     }
 
     /// Asks the leader, here or through anybody known, to let this session in.
@@ -567,7 +472,7 @@ impl Membership {
     /// The leader's side of a join, for a node that asked it.
     pub(crate) async fn join_here(&self, ring: &Ring, spec: NodeSpec) -> IntroduceMessage {
         let mut reply = self.message();
-        match ring.leader.join(spec, now_ms()).await {
+        match ring.leader.join(spec, wall_ms()).await {
             Ok(_) => reply.joined = true,
             Err(JoinError::NotLeader | JoinError::Log(_)) => {}
             // Either another process is the node, or this one has not heard yet that its session is over.
@@ -647,89 +552,9 @@ impl Membership {
     pub(crate) async fn leave(&self, ring: &Ring) {
         self.leaving.store(true, Ordering::SeqCst);
         ring.lease.give_up();
-        let entry = ClusterEntry::Leave { session: self.me.session(), now_ms: now_ms() };
+        let entry = ClusterEntry::Leave { session: self.me.session(), now_ms: wall_ms() };
         if let Err(error) = ring.log.propose(entry, Duration::from_secs(1)).await {
             tracing::warn!(%error, "could not leave the ring in order; it will notice");
         }
-    }
-}
-
-/// Tells peers who we are, and refuses those who do not belong here.
-pub(crate) struct MeshGreeter {
-    pub(crate) membership: Arc<Membership>,
-    pub(crate) address: SocketAddr,
-}
-
-impl Greeter for MeshGreeter {
-    fn hello(&self) -> Hello {
-        Hello {
-            versions: PROTOCOL_VERSIONS,
-            features: 0,
-            cluster: self.membership.cluster(),
-            session: self.membership.me.session(),
-            boot: BootId(self.membership.me.boot.to_be_bytes()),
-            address: self.address,
-            class: 0,
-        }
-    }
-
-    fn check(&self, theirs: &Hello) -> Result<(), HelloReject> {
-        match (self.membership.cluster(), theirs.cluster) {
-            (Some(ours), Some(other)) if ours != other => Err(HelloReject::new(
-                RejectCode::Cluster,
-                format!("this node belongs to ring {ours}, you to ring {other}"),
-            )),
-            _ => Ok(()),
-        }
-    }
-}
-
-fn bytes_of(cluster: ClusterId) -> Vec<u8> {
-    cluster.0.to_be_bytes().to_vec()
-}
-
-fn info_of(spec: &NodeSpec) -> NodeInfo {
-    NodeInfo {
-        session: spec.session.into(),
-        boot: spec.boot.to_be_bytes().to_vec(),
-        admin: spec.admin.clone(),
-        mesh: spec.mesh.clone(),
-        zone: spec.zone.clone(),
-        vnodes: spec.vnodes,
-        gateway: spec.gateway,
-        process: spec.process,
-        nonce: 0,
-        cluster: Vec::new(),
-    }
-}
-
-/// A node's description, if it is complete and within bounds.
-fn spec_of(info: &NodeInfo) -> Option<NodeSpec> {
-    let session = Session::from(info.session);
-    let boot = u128::from_be_bytes(info.boot.as_slice().try_into().ok()?);
-    let sound = session.node.0 != 0
-        && session.start > 0
-        && !info.zone.is_empty()
-        && info.zone.len() <= 255
-        && (1..=crate::placement::MAX_VNODES_PER_NODE).contains(&info.vnodes)
-        && info.mesh.parse::<SocketAddr>().is_ok()
-        && info.admin.parse::<SocketAddr>().is_ok();
-    sound.then(|| NodeSpec {
-        session,
-        process: info.process,
-        boot,
-        admin: info.admin.clone(),
-        mesh: info.mesh.clone(),
-        zone: info.zone.clone(),
-        vnodes: info.vnodes,
-        gateway: info.gateway,
-    })
-}
-
-/// An address that others can use: where its owner listens on all interfaces, the one it spoke from.
-fn reachable(address: &str, from: IpAddr) -> String {
-    match address.parse::<SocketAddr>() {
-        Ok(a) if a.ip().is_unspecified() => SocketAddr::new(from, a.port()).to_string(),
-        _ => address.to_owned(),
     }
 }

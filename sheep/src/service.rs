@@ -2,6 +2,7 @@
 //!
 //! Called by the peer server's reader tasks, so nothing here waits: what does is done in tasks of its own.
 
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -14,7 +15,6 @@ use wire::id::{ClusterId, NodeId};
 use wire::peer::{IntroduceMessage, NodeStatusReply, RenewRequest, Status, SuspectRequest, op};
 
 use crate::cluster::log::{LogNet, LogOp, NetError};
-use crate::cluster::state::ClusterState;
 use crate::gateway::Forwarded;
 use crate::membership::{Membership, Ring};
 use crate::peer::{CallError, Class, PeerInfo, Peers, Request, Responder, Service};
@@ -79,17 +79,26 @@ impl NodeService {
         let Ok(message) = IntroduceMessage::decode(request.meta.clone()) else {
             return refuse(reply, Status::Invalid);
         };
-        let Some(peers) = self.peers.get().cloned() else { return refuse(reply, Status::Busy) };
-        let state = self.started.get().map(|s| s.ring.view.state());
-        let fresh = self.started.get().is_some_and(|s| s.ring.lease.is_valid());
-        let (membership, ip) = (self.membership.clone(), from.address.ip());
-        // It may write down a start counter.
-        self.tasks.spawn_blocking(move || {
-            let empty = ClusterState::default();
-            let ip = (!ip.is_unspecified()).then_some(ip);
-            let state = state.as_deref().unwrap_or(&empty);
-            accept(reply, membership.introduced(&message, ip, &peers, state, fresh));
-        });
+        let ip = from.address.ip();
+        let Some(answer) = self.introduced(message, (!ip.is_unspecified()).then_some(ip)) else {
+            return refuse(reply, Status::Busy);
+        };
+        self.tasks.spawn(crate::machine::blocking(move || accept(reply, answer())));
+    }
+
+    /// Makes the answer to an introduction, once there is anything to say. The making blocks: it may write
+    /// down a start counter.
+    pub(crate) fn introduced(
+        &self,
+        message: IntroduceMessage,
+        from: Option<IpAddr>,
+    ) -> Option<impl FnOnce() -> IntroduceMessage + Send + 'static> {
+        let peers = self.peers.get()?.clone();
+        let started = self.started.get();
+        let state = started.map(|s| s.ring.view.state()).unwrap_or_default();
+        let fresh = started.is_some_and(|s| s.ring.lease.is_valid());
+        let membership = self.membership.clone();
+        Some(move || membership.introduced(&message, from, &peers, &state, fresh))
     }
 
     fn control(&self, started: Arc<Started>, request: Request, reply: Responder) {
@@ -139,7 +148,7 @@ impl NodeService {
                 });
             }
             op::NODE_STATUS => {
-                self.tasks.spawn_blocking(move || accept(reply, (started.status)()));
+                self.tasks.spawn(crate::machine::blocking(move || accept(reply, (started.status)())));
             }
             op::SHUTDOWN => {
                 started.shutdown.cancel();

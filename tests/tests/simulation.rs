@@ -1,6 +1,7 @@
 //! The slot configurations under random histories, against copies that remember what they hold.
 //!
-//! Not yet whole rings: the cluster state machine is the real one, the copies are numbers. A copy holds the
+//! Not whole rings, which `sheep/src/sim/` simulates: the cluster state machine is the real one, the copies are
+//! numbers. A copy holds the
 //! version of the last write it applied, and of the last one that is durable. What must hold: whoever the
 //! state calls in sync holds every acknowledged write, and after losses of power every flushed one.
 //!

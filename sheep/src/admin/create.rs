@@ -16,7 +16,7 @@ use super::{Admin, LOG_PATIENCE, NODES_AT_ONCE, error, nodes, request};
 use crate::cluster::entry::{ClusterEntry, ClusterReply, Refusal};
 use crate::cluster::log::ProposeError;
 use crate::cluster::state::{ClusterState, NodeStatus};
-use crate::gateway::now_ms;
+use crate::machine::wall_ms;
 
 /// How long creation waits for every sheep to export the VDI; who is slower does so when it has caught up.
 const EXPORTED_PATIENCE: Duration = Duration::from_secs(2);
@@ -67,7 +67,7 @@ impl Admin {
         size: u64,
         copies: Option<Copies>,
     ) -> Result<(u64, VdiId), AdminError> {
-        let now = now_ms();
+        let now = wall_ms();
         let entry = ClusterEntry::CreateVdi { name: name.clone(), size, copies, now_ms: now };
         let context = &self.gateway.context;
         let mut unknown = None;

@@ -22,6 +22,8 @@ use super::lease::Grants;
 use super::log::{ClusterLog, Role};
 use super::state::{ClusterState, Node, NodeStatus};
 use super::view::View;
+use crate::machine::wall_ms;
+use crate::peer::Net;
 
 /// How often the leader looks at everybody.
 const JUDGE_EVERY: Duration = Duration::from_millis(20);
@@ -49,6 +51,7 @@ pub(crate) struct Leader {
     log: ClusterLog<ClusterState>,
     view: View,
     clock: Arc<dyn Clock>,
+    net: Arc<dyn Net>,
     dead_after: Duration,
     term: Mutex<Option<Term>>,
     news: Notify,
@@ -77,9 +80,10 @@ impl Leader {
         log: ClusterLog<ClusterState>,
         view: View,
         clock: Arc<dyn Clock>,
+        net: Arc<dyn Net>,
         dead_after: Duration,
     ) -> Arc<Self> {
-        Arc::new(Self { me, log, view, clock, dead_after, term: Mutex::new(None), news: Notify::new() })
+        Arc::new(Self { me, log, view, clock, net, dead_after, term: Mutex::new(None), news: Notify::new() })
     }
 
     /// Runs `f` on this term's knowledge, if this node leads.
@@ -199,7 +203,7 @@ impl Leader {
 
     async fn evict(&self, sessions: Vec<Session>) {
         tracing::warn!(?sessions, "taking sessions for dead");
-        let entry = ClusterEntry::Evict { sessions, now_ms: now_ms() };
+        let entry = ClusterEntry::Evict { sessions, now_ms: wall_ms() };
         // Their leases have ended for this leader, so it does not give up.
         while let Err(error) = self.log.propose(entry.clone(), LOG_PATIENCE).await {
             tracing::warn!(%error, "could not evict yet");
@@ -213,7 +217,7 @@ impl Leader {
         let address = self.view.state().node(node).and_then(|n| n.spec.mesh.parse::<SocketAddr>().ok());
         let Some(address) = address else { return };
         let begun = self.clock.now();
-        let attempt = tokio::time::timeout(PROBE_PATIENCE, tokio::net::TcpStream::connect(address)).await;
+        let attempt = tokio::time::timeout(PROBE_PATIENCE, self.net.connect(address)).await;
         let probe = match attempt {
             Ok(Ok(_)) => Probe::Accepted,
             Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Probe::Refused,
@@ -239,7 +243,7 @@ impl Leader {
                 Err(error) => tracing::debug!(%error, "the log's members are not changed yet"),
             }
         }
-        let now = now_ms();
+        let now = wall_ms();
         let away = |n: &&Node| {
             n.status == NodeStatus::Down && now.saturating_sub(n.since_ms) >= OUT_AFTER.as_millis() as u64
         };
@@ -254,12 +258,6 @@ impl Leader {
 
 fn live_sessions(state: &ClusterState) -> Vec<Session> {
     state.nodes().filter_map(Node::live_session).collect()
-}
-
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |d| d.as_millis() as u64)
 }
 
 /// Who should vote: up to five nodes that are alive, over as many zones as possible, an odd number from

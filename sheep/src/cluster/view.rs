@@ -40,10 +40,44 @@ impl View {
         let _gone = applied.wait_for(|a| a.index >= index).await;
     }
 
+    /// Waits until the state is as `holds` wants it; for ever once the log has ended. Cancel-safe.
+    pub(crate) async fn until(&self, mut holds: impl FnMut(&ClusterState) -> bool) {
+        let mut applied = self.applied.clone();
+        if applied.wait_for(|a| holds(&a.state)).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Waits until the state changes, but not forever: what else could have changed is looked at too.
     pub(crate) async fn change(&self, at_most: std::time::Duration) {
         let mut applied = self.applied.clone();
         applied.mark_unchanged();
-        let _either = tokio::time::timeout(at_most, applied.changed()).await;
+        let changed = async {
+            if applied.changed().await.is_err() {
+                // The log has ended: whoever asks in a loop is not to spin.
+                std::future::pending::<()>().await;
+            }
+        };
+        let _either = tokio::time::timeout(at_most, changed).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_log_that_has_ended_does_not_spin() {
+        let (publish, applied) =
+            watch::channel(Applied { index: 0, state: Arc::new(ClusterState::default()) });
+        let view = View::new(applied);
+        drop(publish);
+        let began = tokio::time::Instant::now();
+        view.change(Duration::from_secs(1)).await;
+        assert_eq!(began.elapsed(), Duration::from_secs(1));
+        let until = view.until(|state| state.format().is_some());
+        assert!(tokio::time::timeout(Duration::from_secs(1), until).await.is_err());
     }
 }

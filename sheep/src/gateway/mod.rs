@@ -11,7 +11,7 @@ mod query;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -23,6 +23,7 @@ use wire::peer::{Connection, OpenRequest, RequestId, Status, StatusReply, VdiInf
 
 use crate::cluster::entry::{ClusterEntry, ClusterReply, Refusal};
 use crate::cluster::state::Vdi;
+use crate::machine::wall_ms;
 use crate::nbd::{IoError, OpenError};
 use crate::peer::Class;
 use crate::replica::unpack;
@@ -142,7 +143,7 @@ impl Gateway {
             },
             known_to: Mutex::new(None),
             revoked: AtomicBool::new(false),
-            opened_ms: now_ms(),
+            opened_ms: wall_ms(),
         });
         self.handles.lock().insert(connection, Arc::downgrade(&handle));
         if let Some(attach) = attach {
@@ -179,7 +180,10 @@ impl Gateway {
                     return Err(OpenError::Fenced { client, generation: attach.generation, newest: known });
                 }
                 Ok(_) => return Err(OpenError::NotFound(vdi.name.to_string())),
-                Err(error) => tracing::debug!(%error, "an attachment could not be logged yet"),
+                Err(error) => {
+                    tracing::debug!(%error, "an attachment could not be logged yet");
+                    self.context.view.change(RETRY_DELAY).await;
+                }
             }
         }
     }
@@ -219,7 +223,10 @@ impl Gateway {
                 tracing::debug!(%vdi, ?reply, "could not become a VDI's owner");
                 self.context.view.change(LOOK_AGAIN).await;
             }
-            Err(error) => tracing::debug!(%vdi, %error, "could not become a VDI's owner yet"),
+            Err(error) => {
+                tracing::debug!(%vdi, %error, "could not become a VDI's owner yet");
+                self.context.view.change(RETRY_DELAY).await;
+            }
         }
     }
 
@@ -342,11 +349,10 @@ impl Handle {
     ) -> Result<(Bytes, Payload), Failure> {
         let context = &self.gateway.context;
         let asked = answer(context.peers.start(session.node, Class::Forward, op, meta, payload));
-        let mut state = context.view.subscribe();
         tokio::select! {
             // Dropping the question forgets it; the owner knows the request if it comes again.
             answer = asked => answer,
-            _ = state.wait_for(|a| !a.state.is_live(session)) => Err(Failure::Lost),
+            () = context.view.until(|state| !state.is_live(session)) => Err(Failure::Lost),
         }
     }
 
@@ -515,11 +521,6 @@ impl Handle {
 /// How many bytes of answer a request stands for in the budget.
 fn wire_read_max(op: u16) -> u64 {
     if op == op::VDI_READ { u64::from(crate::cluster::state::OBJECT_SIZE) * 8 } else { 0 }
-}
-
-/// The wall clock, for people.
-pub(crate) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 fn failure_of(failure: Failure) -> IoFailure {

@@ -181,7 +181,7 @@ impl Recovery {
         }
         let slots: Vec<SlotIndex> = ready.iter().map(|(slot, _)| *slot).collect();
         let store = self.replica.store().clone();
-        let flushed = tokio::task::spawn_blocking(move || {
+        let flushed = crate::machine::blocking(move || {
             slots.iter().try_for_each(|slot| store.flush_slot(first, *slot))
         });
         match flushed.await {

@@ -13,7 +13,7 @@ impl Recovery {
         if state.format().is_none() || !state.is_live(self.context.me()) {
             return;
         }
-        let swept = tokio::task::spawn_blocking(move || self.sweep_blocking(&state)).await;
+        let swept = crate::machine::blocking(move || self.sweep_blocking(&state)).await;
         if let Ok(Err(error)) = swept {
             tracing::warn!(%error, "what is no longer needed could not be removed");
         }

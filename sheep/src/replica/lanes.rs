@@ -64,7 +64,7 @@ impl Lanes {
 
     fn run_rest(self: &Arc<Self>, key: ObjectKey, first: Job) {
         let lanes = self.clone();
-        tokio::task::spawn_blocking(move || {
+        crate::machine::blocking(move || {
             let mut job = Some(first);
             while let Some(run) = job {
                 run();

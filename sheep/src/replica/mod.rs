@@ -398,9 +398,16 @@ impl Replica {
         let mut rest = candidates.into_iter().filter(|(name, _)| Some(*name) > after_object);
         let mut unsettled = Vec::new();
         for (_, (key, suspect)) in rest.by_ref() {
-            if let Some(object) = self.object_ref(&key)? {
+            let described = self.object_ref(&key).and_then(|object| {
+                let Some(object) = object else { return Ok(None) };
                 let version = self.store.version(&key).map_err(|e| self.status(e))?.into();
-                unsettled.push(Unsettled { object, version, suspect });
+                Ok(Some(Unsettled { object, version, suspect }))
+            });
+            match described {
+                Ok(found) => unsettled.extend(found),
+                // Other copies tell of it, if there are any; whoever reads it is told that it is damaged.
+                Err(Status::Damaged) => {}
+                Err(status) => return Err(status),
             }
             if unsettled.len() == part {
                 break;
@@ -421,13 +428,18 @@ impl Replica {
         }
     }
 
-    /// The generation's takeover is complete: what was suspect has been compared.
+    /// The generation's takeover is complete: what was suspect in sync has been compared. What catches up has
+    /// not: were it no longer suspect, a copy that lost bytes with the power and kept its version would pass
+    /// for equal.
     pub(crate) fn settled(&self, fence: &Fence) -> Result<(), Status> {
-        self.check(&self.view.state(), fence, None)?;
+        let state = self.view.state();
+        self.check(&state, fence, None)?;
         let vdi = fence.vdi();
         self.vdi(vdi).settled.fetch_max(fence.generation, Ordering::AcqRel);
         for (key, _) in self.store.suspects().into_iter().filter(|(k, _)| k.oid.creator() == vdi) {
-            self.store.clear_suspect(&key);
+            if self.role(&state, key.copies, key.slot) == Role::InSync {
+                self.store.clear_suspect(&key);
+            }
         }
         Ok(())
     }

@@ -64,7 +64,7 @@ pub(crate) fn serve(
         }
         _ => {
             let replica = replica.clone();
-            tokio::task::spawn_blocking(move || match ask(&replica, op, meta) {
+            crate::machine::blocking(move || match ask(&replica, op, meta) {
                 Ok(meta) => done(Status::Ok, meta, Payload::empty()),
                 Err(status) => done(status, Bytes::new(), Payload::empty()),
             });
@@ -144,7 +144,7 @@ fn read(replica: &Arc<Replica>, meta: Bytes, done: impl FnOnce(Status, Bytes, Pa
         return answer_read(replica, offset, result, done);
     }
     let replica = replica.clone();
-    tokio::task::spawn_blocking(move || {
+    crate::machine::blocking(move || {
         let result = replica.store.read(&key, offset, len);
         answer_read(&replica, offset, result, done);
     });

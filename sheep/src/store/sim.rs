@@ -153,6 +153,12 @@ impl SimFs {
         state.halt_at = Some(state.calls + calls);
     }
 
+    /// Whether calls fail because of [`Self::halt_after`].
+    pub fn has_halted(&self) -> bool {
+        let state = self.0.lock();
+        state.halt_at.is_some_and(|at| state.calls >= at)
+    }
+
     /// How many calls were made.
     pub fn calls(&self) -> u64 {
         self.0.lock().calls

@@ -30,6 +30,7 @@ use super::span::{Span, spans};
 use super::stability::Stability;
 use super::tree::Tree;
 use crate::cluster::state::{ClusterState, OBJECT_SIZE};
+use crate::mutant::{Mutant, planted};
 use crate::replica;
 use crate::store::{BlockEntry, Segment};
 
@@ -152,11 +153,13 @@ impl Owner {
     /// The newest state, if this owner is still the VDI's.
     pub(crate) fn current(&self) -> Result<Arc<ClusterState>, IoFailure> {
         let state = self.context.view.state();
+        if self.is_owner_in(&state) { Ok(state) } else { Err(IoFailure::NotOwner) }
+    }
+
+    /// Whether a state names this owner.
+    pub(crate) fn is_owner_in(&self, state: &ClusterState) -> bool {
         let owner = state.vdi(self.vdi).map(|v| v.owner);
-        match owner {
-            Some(o) if o.session == Some(self.context.me()) && o.generation == self.generation => Ok(state),
-            _ => Err(IoFailure::NotOwner),
-        }
+        owner.is_some_and(|o| o.session == Some(self.context.me()) && o.generation == self.generation)
     }
 
     /// The takeover is done: requests may go on.
@@ -521,7 +524,9 @@ impl Owner {
             let holders = state.nodes().filter(|n| !n.spec.gateway).filter_map(|n| n.live_session());
             targets.extend(holders.filter(|s| state.serves(*s)));
         }
-        futures::future::try_join_all(targets.into_iter().map(|to| self.flush_member(to))).await.map(drop)
+        let skipped = usize::from(planted(Mutant::FlushSkips));
+        let asked = targets.into_iter().skip(skipped).map(|to| self.flush_member(to));
+        futures::future::try_join_all(asked).await.map(drop)
     }
 
     /// Until it has flushed, or no longer counts: what it had, the others in sync have too.
@@ -545,9 +550,7 @@ impl Owner {
     }
 
     async fn gone(&self, session: Session) {
-        let mut state = self.context.view.subscribe();
-        // The sender lives as long as the node.
-        let _closed = state.wait_for(|a| !a.state.serves(session) || self.current().is_err()).await;
+        self.context.view.until(|state| !state.serves(session) || !self.is_owner_in(state)).await;
     }
 
     /// Data and holes of a range, in turn; may end early.

@@ -16,7 +16,6 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use openraft::ServerState;
-use rand::Rng;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use wire::id::NodeId;
@@ -112,7 +111,7 @@ impl<M: Machine> Driver<M> {
             if !self.canvass(metrics).await {
                 self.log.inner.contact.unpromise(self.log.inner.config.node);
                 let (least, most) = self.log.inner.config.stand_after;
-                self.not_before = Instant::now() + rand::rng().random_range(least..most);
+                self.not_before = Instant::now() + crate::machine::random_between(least, most);
                 return;
             }
         }
@@ -176,5 +175,5 @@ impl<M: Machine> Driver<M> {
 
 fn patience<M: Machine>(log: &ClusterLog<M>) -> Duration {
     let (least, most) = log.inner.config.stand_after;
-    rand::rng().random_range(least..most)
+    crate::machine::random_between(least, most)
 }

@@ -72,7 +72,7 @@ impl LogStore {
             return Ok(newest);
         }
         let store = self.store.clone();
-        let mut entries = tokio::task::spawn_blocking(move || store.read(start..end.min(tail_start)))
+        let mut entries = crate::machine::blocking(move || store.read(start..end.min(tail_start)))
             .await
             .map_err(|error| read_failed(&error))?
             .map_err(|error| read_failed(&error))?;

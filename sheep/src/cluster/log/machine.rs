@@ -20,6 +20,7 @@ use super::types::{
     Types,
 };
 use super::writer::{Change, Writer};
+use crate::mutant::{Mutant, planted};
 
 /// The state, and where it is published after every change.
 pub(super) struct MachineStore<M> {
@@ -76,7 +77,10 @@ impl<M: Machine> RaftStateMachine<Types> for MachineStore<M> {
                 EntryPayload::Normal(blob) => {
                     let decoded: M::Entry = codec::decode(&blob.0)
                         .map_err(|error| StorageIOError::apply(entry.log_id, AnyError::new(&error)))?;
-                    let reply = self.state.apply(entry.log_id.index, &decoded);
+                    let mut reply = self.state.apply(entry.log_id.index, &decoded);
+                    if planted(Mutant::ApplyTwice) {
+                        reply = self.state.apply(entry.log_id.index, &decoded);
+                    }
                     Some(codec::encode(&reply).into())
                 }
                 EntryPayload::Membership(membership) => {
@@ -111,7 +115,7 @@ impl<M: Machine> RaftStateMachine<Types> for MachineStore<M> {
     ) -> Result<(), StorageError> {
         let failed = |error| StorageIOError::write_snapshot(Some(meta.signature()), error);
         let bytes = (*snapshot).clone();
-        let state = tokio::task::spawn_blocking(move || M::decode(&bytes))
+        let state = crate::machine::blocking(move || M::decode(&bytes))
             .await
             .map_err(|error| failed(AnyError::new(&error)))?
             .map_err(|reason| failed(AnyError::error(reason)))?;
@@ -128,7 +132,7 @@ impl<M: Machine> RaftStateMachine<Types> for MachineStore<M> {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
         let store = self.store.clone();
-        let found = tokio::task::spawn_blocking(move || store.snapshot())
+        let found = crate::machine::blocking(move || store.snapshot())
             .await
             .map_err(|error| StorageIOError::read_snapshot(None, AnyError::new(&error)))?
             .map_err(|error| snapshot_unreadable(&error))?;
@@ -147,7 +151,7 @@ pub(super) struct Builder<M> {
 impl<M: Machine> RaftSnapshotBuilder<Types> for Builder<M> {
     async fn build_snapshot(&mut self) -> Result<Snapshot, StorageError> {
         let state = self.state.clone();
-        let bytes = tokio::task::spawn_blocking(move || Bytes::from(state.encode()))
+        let bytes = crate::machine::blocking(move || Bytes::from(state.encode()))
             .await
             .map_err(|error| StorageIOError::write_snapshot(None, AnyError::new(&error)))?;
         let snapshot_id = self.applied.map_or_else(String::new, |id| id.to_string());

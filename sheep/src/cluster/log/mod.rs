@@ -64,7 +64,8 @@ use self::net::{Confirmations, Network};
 use self::store::{Loaded, Store};
 use self::types::Raft;
 use self::writer::Writer;
-use super::clock::{Clock, RealClock};
+use super::clock::Clock;
+use crate::store::FileSystem;
 
 /// Who leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,13 +148,19 @@ struct Inner<M> {
 }
 
 impl<M: Machine> ClusterLog<M> {
-    /// Opens the log in `dir`, creating an empty one, and begins to take part: as a voter if the log says
+    /// Opens the log in `dir` of `fs`, creating an empty one, and begins to take part: as a voter if the log says
     /// so, else waiting to be founded or to be added by a leader. The state is rebuilt from the last
     /// snapshot and the entries known to be committed; a little may be missing until a leader is heard.
-    pub async fn open(dir: &Path, config: LogConfig, net: Arc<dyn LogNet>) -> Result<Self, LogError> {
+    pub async fn open(
+        fs: Arc<dyn FileSystem>,
+        dir: &Path,
+        config: LogConfig,
+        net: Arc<dyn LogNet>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, LogError> {
         let raft_config = Arc::new(config.to_openraft()?);
         let (path, node) = (dir.to_owned(), config.node);
-        let opened = tokio::task::spawn_blocking(move || open_blocking(&path, node)).await;
+        let opened = crate::machine::blocking(move || open_blocking(&*fs, &path, node)).await;
         let (store, mut loaded, state) = opened.map_err(|error| LogError::Stopped(error.to_string()))??;
         let writer =
             Writer::start(store.clone()).map_err(|source| LogError::Io { path: dir.to_owned(), source })?;
@@ -162,7 +169,6 @@ impl<M: Machine> ClusterLog<M> {
         let snapshot = loaded.snapshot.take().map(|(meta, _)| meta).zip(state);
         let (machine, published) = MachineStore::<M>::new(store, writer.clone(), snapshot);
 
-        let clock: Arc<dyn Clock> = Arc::new(RealClock);
         let confirmations = Arc::new(Confirmations::default());
         let network =
             Network { net: net.clone(), clock: clock.clone(), confirmations: confirmations.clone() };
@@ -303,17 +309,14 @@ impl<M: Machine> ClusterLog<M> {
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::error!(%error, "the cluster log did not shut down in order");
         }
-        let writer = self.inner.writer.clone();
-        if let Err(error) = tokio::task::spawn_blocking(move || writer.stop()).await {
-            tracing::error!(%error, "the cluster log's writer did not stop in order");
-        }
+        self.inner.writer.stop().await;
     }
 }
 
 type Opened<M> = (Arc<Store>, Loaded, Option<M>);
 
-fn open_blocking<M: Machine>(dir: &Path, node: NodeId) -> Result<Opened<M>, LogError> {
-    let (store, loaded) = Store::open(dir, node)?;
+fn open_blocking<M: Machine>(fs: &dyn FileSystem, dir: &Path, node: NodeId) -> Result<Opened<M>, LogError> {
+    let (store, loaded) = Store::open(fs, dir, node)?;
     let state = match &loaded.snapshot {
         Some((_, bytes)) => Some(M::decode(bytes).map_err(|reason| LogError::Inconsistent {
             path: dir.to_owned(),

@@ -8,12 +8,18 @@
 //!
 //! Everything is read and verified once at opening; a node whose log is damaged must not vote with it.
 
+use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition,
+    WriteTransaction,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use wire::id::NodeId;
@@ -21,6 +27,8 @@ use wire::id::NodeId;
 use super::codec::{self, RecordKind};
 use super::error::LogError;
 use super::types::{Entry, LogId, SnapshotMeta, Vote};
+use crate::store::io::LockGuard;
+use crate::store::{File, FileSystem};
 
 pub(super) const META: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("meta");
 pub(super) const ENTRIES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("entries");
@@ -58,25 +66,37 @@ pub(super) struct Loaded {
 pub(super) struct Store {
     path: PathBuf,
     /// `None` once closed. Locked only to begin a transaction.
-    db: RwLock<Option<Database>>,
+    db: RwLock<Option<Open>>,
+}
+
+/// The database, and then what keeps other processes from the file.
+struct Open {
+    db: Database,
+    _lock: LockGuard,
 }
 
 impl Store {
     /// Opens or creates `dir/log.redb` and verifies all of it. Blocking.
-    pub(super) fn open(dir: &Path, node: NodeId) -> Result<(Self, Loaded), LogError> {
+    pub(super) fn open(fs: &dyn FileSystem, dir: &Path, node: NodeId) -> Result<(Self, Loaded), LogError> {
         let path = dir.join("log.redb");
         let failed = |error: redb::Error| LogError::Database { path: path.clone(), source: Box::new(error) };
-        let fresh = !path.try_exists().map_err(|source| LogError::Io { path: path.clone(), source })?;
+        let refused = |source| LogError::Io { path: path.clone(), source };
+        let fresh = !fs.exists(&path).map_err(refused)?;
+        let lock = fs.lock(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => failed(redb::Error::DatabaseAlreadyOpen),
+            _ => refused(error),
+        })?;
+        let file = LogFile(fs.open(&path).map_err(refused)?);
         let db = redb::Builder::new()
             .set_cache_size(CACHE_BYTES)
             .set_check_integrity_on_open(true)
-            .create(&path)
+            .create_with_backend(file)
             .map_err(|error| failed(error.into()))?;
-        let store = Self { path: path.clone(), db: RwLock::new(Some(db)) };
+        let store = Self { path: path.clone(), db: RwLock::new(Some(Open { db, _lock: lock })) };
         store.create_tables(node).map_err(failed)?;
         if fresh {
             // The file's name must survive a power cut before anything in it is promised.
-            sync_dir(dir)?;
+            fs.sync_dir(dir).map_err(|source| LogError::Io { path: dir.to_owned(), source })?;
         }
         let loaded = store.load(node)?;
         Ok((store, loaded))
@@ -88,11 +108,11 @@ impl Store {
     }
 
     pub(super) fn begin_write(&self) -> Result<WriteTransaction, redb::Error> {
-        Ok(self.db.read().as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?)
+        Ok(self.db.read().as_ref().ok_or(redb::Error::DatabaseClosed)?.db.begin_write()?)
     }
 
     fn begin_read(&self) -> Result<ReadTransaction, redb::Error> {
-        Ok(self.db.read().as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_read()?)
+        Ok(self.db.read().as_ref().ok_or(redb::Error::DatabaseClosed)?.db.begin_read()?)
     }
 
     fn create_tables(&self, node: NodeId) -> Result<(), redb::Error> {
@@ -230,8 +250,33 @@ impl Store {
     }
 }
 
-fn sync_dir(dir: &Path) -> Result<(), LogError> {
-    std::fs::File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|source| LogError::Io { path: dir.to_owned(), source })
+/// The file as redb wants to see it.
+struct LogFile(Arc<dyn File>);
+
+impl fmt::Debug for LogFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LogFile")
+    }
+}
+
+impl StorageBackend for LogFile {
+    fn len(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(out, offset)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_size(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(data, offset)
+    }
 }

@@ -6,13 +6,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 use openraft::storage::LogFlushed;
 use parking_lot::Mutex;
 use redb::ReadableTable;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::sync::oneshot;
 
 use super::codec::{self, RecordKind};
@@ -61,17 +62,44 @@ impl Done {
 
 /// Hands changes to the thread.
 pub(super) struct Writer {
-    queue: Mutex<Option<SyncSender<(Change, Done)>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    queue: Mutex<Option<Sender<(Change, Done)>>>,
+    worker: Mutex<Option<Worker>>,
+}
+
+enum Worker {
+    Thread(JoinHandle<()>),
+    /// In a simulation, which has one thread for everything.
+    #[cfg(test)]
+    Task(tokio::task::JoinHandle<()>),
 }
 
 impl Writer {
     pub(super) fn start(store: Arc<Store>) -> io::Result<Self> {
-        let (queue, changes) = sync_channel(QUEUE);
-        let thread = std::thread::Builder::new()
-            .name("cluster-log".to_owned())
-            .spawn(move || run(&store, &changes))?;
-        Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
+        let (queue, changes) = channel(QUEUE);
+        let worker = Self::work(Changes { store, failure: None, purge: None }, changes)?;
+        Ok(Self { queue: Mutex::new(Some(queue)), worker: Mutex::new(Some(worker)) })
+    }
+
+    fn work(mut todo: Changes, mut queue: Receiver<(Change, Done)>) -> io::Result<Worker> {
+        #[cfg(test)]
+        if crate::machine::simulated::disk_time().is_some() {
+            return Ok(Worker::Task(tokio::spawn(async move {
+                while let Some(first) = queue.recv().await {
+                    if let Some(wait) = crate::machine::simulated::disk_time() {
+                        tokio::time::sleep(wait).await;
+                    }
+                    todo.make(first, &mut queue);
+                }
+                todo.store.close();
+            })));
+        }
+        let thread = std::thread::Builder::new().name("cluster-log".to_owned()).spawn(move || {
+            while let Some(first) = queue.blocking_recv() {
+                todo.make(first, &mut queue);
+            }
+            todo.store.close();
+        });
+        Ok(Worker::Thread(thread?))
     }
 
     /// Commits `change`; returns once it is durable.
@@ -91,16 +119,23 @@ impl Writer {
         let queue = guard.as_ref().ok_or_else(stopped)?;
         queue.try_send((change, done)).map_err(|error| match error {
             TrySendError::Full(_) => io::Error::other("the cluster log's write queue is full"),
-            TrySendError::Disconnected(_) => stopped(),
+            TrySendError::Closed(_) => stopped(),
         })
     }
 
-    /// Finishes what is queued and ends the thread. Blocking.
-    pub(super) fn stop(&self) {
+    /// Finishes what is queued and ends the thread.
+    pub(super) async fn stop(&self) {
         self.queue.lock().take();
-        if let Some(thread) = self.thread.lock().take()
-            && thread.join().is_err()
-        {
+        let worker = self.worker.lock().take();
+        let ended = match worker {
+            Some(Worker::Thread(thread)) => {
+                crate::machine::blocking(move || thread.join().is_ok()).await.unwrap_or_default()
+            }
+            #[cfg(test)]
+            Some(Worker::Task(task)) => task.await.is_ok(),
+            None => true,
+        };
+        if !ended {
             tracing::error!("the cluster log's writer panicked");
         }
     }
@@ -110,25 +145,36 @@ fn stopped() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the cluster log's writer has stopped")
 }
 
-/// After a failed commit nobody knows what is on disk, so a sync is never retried: every later change fails.
-fn run(store: &Store, changes: &Receiver<(Change, Done)>) {
-    let mut failure: Option<String> = None;
-    let mut purge: Option<LogId> = None;
-    while let Ok(first) = changes.recv() {
+/// The file, and what has become of the changes to it.
+struct Changes {
+    store: Arc<Store>,
+    /// After a failed commit nobody knows what is on disk, so a sync is never retried: every later change
+    /// fails.
+    failure: Option<String>,
+    /// A purge that waits for its snapshot.
+    purge: Option<LogId>,
+}
+
+impl Changes {
+    /// Makes the first change and those that have queued up behind it. Blocking.
+    fn make(&mut self, first: (Change, Done), queue: &mut Receiver<(Change, Done)>) {
         let mut batch = vec![first];
-        batch.extend(changes.try_iter().take(QUEUE));
+        while batch.len() <= QUEUE
+            && let Ok(next) = queue.try_recv()
+        {
+            batch.push(next);
+        }
         let (changes, waiting): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-        if failure.is_none()
-            && let Err(error) = commit(store, changes, &mut purge)
+        if self.failure.is_none()
+            && let Err(error) = commit(&self.store, changes, &mut self.purge)
         {
             tracing::error!(%error, "the cluster log cannot be written any more");
-            failure = Some(error.to_string());
+            self.failure = Some(error.to_string());
         }
         for done in waiting {
-            done.tell(failure.clone().map_or(Ok(()), |text| Err(io::Error::other(text))));
+            done.tell(self.failure.clone().map_or(Ok(()), |text| Err(io::Error::other(text))));
         }
     }
-    store.close();
 }
 
 /// Writes all changes in one transaction. Durable when it returns: an append's acknowledgement to the

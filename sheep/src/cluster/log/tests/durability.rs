@@ -187,7 +187,7 @@ async fn a_purge_waits_until_a_snapshot_covers_it() {
     use super::super::types::SnapshotMeta;
     use super::super::writer::{Change, Writer};
     let dir = tempfile::TempDir::new().unwrap();
-    let (store, _) = Store::open(dir.path(), NodeId(1)).unwrap();
+    let (store, _) = Store::open(&crate::store::RealFs, dir.path(), NodeId(1)).unwrap();
     let store = std::sync::Arc::new(store);
     let writer = Writer::start(store.clone()).unwrap();
     let id = |index| openraft::LogId::new(openraft::CommittedLeaderId::new(1, 1), index);
@@ -206,7 +206,7 @@ async fn a_purge_waits_until_a_snapshot_covers_it() {
     let older = SnapshotMeta { last_log_id: Some(id(6)), ..SnapshotMeta::default() };
     writer.commit(Change::Snapshot(older, vec![9].into())).await.unwrap();
     assert_eq!(&store.snapshot().unwrap().unwrap().1[..], [1, 2, 3], "an older snapshot replaces none");
-    writer.stop();
+    writer.stop().await;
     assert!(store.read(0..1).is_err(), "closed");
     let db = Database::open(dir.path().join("log.redb")).unwrap();
     drop(db.begin_read().unwrap());

@@ -12,6 +12,9 @@ use tempfile::TempDir;
 use tokio::time::Instant;
 use wire::id::NodeId;
 
+use crate::cluster::clock::RealClock;
+use crate::store::RealFs;
+
 use super::super::{ClusterLog, LogConfig, LogError, LogNet, LogOp, Machine, NetError, ProposeError, Role};
 
 /// Longer than anything takes on a busy machine.
@@ -191,7 +194,7 @@ impl Ring {
             ..LogConfig::new(NodeId(id))
         };
         let net = Arc::new(Port { hub: self.hub.clone(), from: id });
-        Log::open(&self.dir(id), config, net).await
+        Log::open(Arc::new(RealFs), &self.dir(id), config, net, Arc::new(RealClock)).await
     }
 
     pub(super) async fn start(&mut self, id: u64) -> Log {

@@ -1,0 +1,241 @@
+//! What goes wrong, and when: drawn by chance, one episode after the other, sometimes into each other.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rand::Rng;
+
+use super::client::{Desk, VDI};
+use super::net::Machine;
+use super::world::World;
+use crate::cluster::slots::MemberState;
+
+/// Something that goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fault {
+    /// A process is killed and stays away for a while.
+    Kill,
+    /// A process is killed and is back before anybody notices.
+    FastRestart,
+    /// The process that leads the log is killed.
+    KillLeader,
+    /// The process that owns the VDI is killed.
+    KillOwner,
+    /// A process is asked to stop, and starts again.
+    Stop,
+    /// A process stands still.
+    Pause,
+    /// A machine loses its power.
+    PowerLoss,
+    /// A machine loses its power in the middle of what it does to its disk.
+    PowerLossMidway,
+    /// All processes that store are killed and started again, under gateways that stay.
+    StorageRestart,
+    /// All machines lose their power.
+    RingPowerLoss,
+    /// A machine is cut off from all others.
+    Isolate,
+    /// The ring falls into two parts.
+    Split,
+    /// One way between two machines is cut.
+    OneWay,
+    /// Nothing that a machine sends arrives, while it hears everything.
+    Mute,
+    /// Everything on the network takes long.
+    Delay,
+    /// A disk is slow.
+    SlowDisk,
+}
+
+impl Fault {
+    /// All of them.
+    pub(super) const ALL: [Self; 16] = [
+        Self::Kill,
+        Self::FastRestart,
+        Self::KillLeader,
+        Self::KillOwner,
+        Self::Stop,
+        Self::Pause,
+        Self::PowerLoss,
+        Self::PowerLossMidway,
+        Self::StorageRestart,
+        Self::RingPowerLoss,
+        Self::Isolate,
+        Self::Split,
+        Self::OneWay,
+        Self::Mute,
+        Self::Delay,
+        Self::SlowDisk,
+    ];
+}
+
+/// More calls than a disk gets.
+const NEVER: u64 = 1 << 40;
+
+/// Which faults have happened, how often.
+pub(super) type Fired = BTreeMap<Fault, u64>;
+
+/// Makes something go wrong now.
+pub(super) fn strike(world: &mut World, desk: &Desk, fired: &mut Fired) {
+    let fault = Fault::ALL[world.rng.random_range(0..Fault::ALL.len())];
+    let victim = match fault {
+        Fault::KillLeader => leader(world),
+        Fault::KillOwner => owner(world),
+        _ => None,
+    };
+    let victim = victim.unwrap_or_else(|| world.rng.random_range(0..world.hosts.len()));
+    if !applies(world, fault, victim) {
+        return;
+    }
+    *fired.entry(fault).or_default() += 1;
+    world.story.tell(format!("{fault:?} at {victim}"));
+    inflict(world, desk, fault, victim);
+}
+
+/// Whether the fault would change anything.
+fn applies(world: &World, fault: Fault, victim: Machine) -> bool {
+    match fault {
+        Fault::Isolate | Fault::Split | Fault::OneWay | Fault::Mute | Fault::Delay | Fault::SlowDisk => true,
+        Fault::PowerLoss => world.hosts[victim].powered,
+        Fault::RingPowerLoss => world.hosts.iter().any(|h| h.powered),
+        Fault::StorageRestart => world.storing().any(|m| world.is_up(m)),
+        Fault::Stop => world.running(victim).is_some() && world.hosts[victim].stopped_until.is_none(),
+        _ => world.is_up(victim),
+    }
+}
+
+fn inflict(world: &mut World, desk: &Desk, fault: Fault, victim: Machine) {
+    let all = world.hosts.len();
+    let for_ms = |world: &mut World, least, most| Duration::from_millis(world.rng.random_range(least..most));
+    match fault {
+        Fault::Kill | Fault::KillLeader | Fault::KillOwner => {
+            world.kill(victim);
+            let away = for_ms(world, 300, 8_000);
+            world.hosts[victim].back_at = Some(world.now + away);
+        }
+        Fault::FastRestart => {
+            world.kill(victim);
+            let away = for_ms(world, 1, 100);
+            world.hosts[victim].back_at = Some(world.now + away);
+        }
+        Fault::Stop => {
+            if let Some(running) = world.running(victim) {
+                running.shutdown.cancel();
+            }
+        }
+        Fault::Pause => {
+            let time = for_ms(world, 100, 6_000);
+            world.stand_still(victim, time);
+        }
+        Fault::PowerLoss => lose_power(world, desk, &[victim]),
+        Fault::PowerLossMidway => {
+            let calls = world.rng.random_range(0..60);
+            world.hosts[victim].halt_disk_after(calls);
+        }
+        Fault::StorageRestart => {
+            let storing: Vec<Machine> = world.storing().filter(|m| world.is_up(*m)).collect();
+            for machine in storing {
+                world.kill(machine);
+                let away = for_ms(world, 1, 2_000);
+                world.hosts[machine].back_at = Some(world.now + away);
+            }
+        }
+        Fault::RingPowerLoss => lose_power(world, desk, &(0..all).collect::<Vec<_>>()),
+        Fault::Isolate => (0..all).for_each(|m| both_ways(world, m, victim)),
+        Fault::Split => {
+            let side: Vec<bool> = (0..all).map(|_| world.rng.random()).collect();
+            for a in 0..all {
+                for b in (0..all).filter(|b| side[a] != side[*b]) {
+                    world.wires.set_cut(a, b, true);
+                }
+            }
+        }
+        Fault::OneWay => {
+            let to = (victim + 1 + world.rng.random_range(0..all - 1)) % all;
+            world.wires.set_cut(victim, to, true);
+        }
+        Fault::Mute => (0..all).filter(|m| *m != victim).for_each(|m| world.wires.set_cut(victim, m, true)),
+        Fault::Delay => {
+            let longest = for_ms(world, 5, 200);
+            world.wires.set_delay(longest);
+        }
+        Fault::SlowDisk => {
+            let longest = for_ms(world, 10, 400);
+            world.hosts[victim].disk = longest;
+        }
+    }
+}
+
+fn both_ways(world: &World, a: Machine, b: Machine) {
+    if a != b {
+        world.wires.set_cut(a, b, true);
+        world.wires.set_cut(b, a, true);
+    }
+}
+
+/// Machines whose disks have stopped in the middle lose their power now.
+pub(super) fn finish(world: &mut World, desk: &Desk) {
+    let halted: Vec<Machine> = (0..world.hosts.len()).filter(|m| world.hosts[*m].has_halted()).collect();
+    if !halted.is_empty() {
+        world.story.tell(format!("the power goes in the middle at {halted:?}"));
+        lose_power(world, desk, &halted);
+    }
+}
+
+/// Cuts the power of machines at one moment. If that leaves a slot without anybody who still has what was in
+/// sync, the oracle is told that what was not flushed may be gone.
+fn lose_power(world: &mut World, desk: &Desk, victims: &[Machine]) {
+    let known = world.known.clone();
+    for victim in victims {
+        if world.hosts[*victim].powered {
+            world.power_off(*victim);
+        }
+        let away = Duration::from_millis(world.rng.random_range(500..6_000));
+        world.hosts[*victim].back_at = Some(world.now + away);
+    }
+    let Some(state) = known else { return };
+    let boots = world.boots();
+    let lost = state.slots().any(|(_, _, config)| {
+        let mut in_sync = config.members.iter().filter(|m| m.state == MemberState::InSync);
+        !in_sync.any(|m| {
+            let spec = state.node(m.session.node).map(|n| &n.spec).filter(|s| s.session == m.session);
+            boots.contains(&m.boot) || spec.is_some_and(|s| boots.contains(&s.boot))
+        })
+    });
+    if lost {
+        world.story.tell("nobody has kept all that was in sync");
+        desk.oracle.lock().ruined();
+    }
+}
+
+/// Everything that is wrong with the network and the disks ends.
+pub(super) fn heal(world: &mut World) {
+    world.wires.heal();
+    world.wires.set_delay(Duration::from_millis(1));
+    for host in &mut world.hosts {
+        host.disk = Duration::from_micros(300);
+        host.halt_disk_after(NEVER);
+    }
+    world.story.tell("network and disks are well");
+}
+
+/// Everybody is to be there again.
+pub(super) fn revive(world: &mut World) {
+    heal(world);
+    for machine in 0..world.hosts.len() {
+        world.hosts[machine].stopped_until = world.hosts[machine].stopped_until.map(|at| at.min(world.now));
+        if !world.is_up(machine) {
+            world.power_on(machine);
+        }
+    }
+}
+
+fn leader(world: &World) -> Option<Machine> {
+    (0..world.hosts.len()).find(|m| world.running(*m).is_some_and(|r| r.ring.leader.leads()))
+}
+
+fn owner(world: &World) -> Option<Machine> {
+    let state = world.state()?;
+    let owner = state.vdi_named(&VDI.parse().ok()?)?.owner.session?;
+    (0..world.hosts.len()).find(|m| world.running(*m).is_some_and(|r| r.node == owner.node))
+}

@@ -1,0 +1,258 @@
+//! What clients were promised, sector by sector, and whether each read keeps it.
+//!
+//! Time is the order in which things happened in the simulation, one number per event. A value is what one
+//! write put into a sector; all of them differ, but for zeros. A read may return value `w` unless another,
+//! `v`, has certainly come between:
+//!
+//! - `v` is certainly there when the read begins: acknowledged, or returned by a read that has ended;
+//! - `v` certainly came after `w`: it was begun, or a read that returned it was, when `w` was there for
+//!   certain.
+//!
+//! After a loss of power of everybody who held a slot ("ruin") only what was flushed before is certain, and
+//! what has been seen since. Writes without an answer may happen once, whenever.
+
+use std::collections::BTreeMap;
+
+/// The unit in which values are told apart, and the disk tears them.
+pub(super) const SECTOR: usize = 512;
+
+/// The order of events.
+pub(super) type Moment = u64;
+
+/// Which write a value is of; 0 stands for zeros, whoever wrote them.
+pub(super) type Stamp = u64;
+
+#[derive(Debug, Clone)]
+struct Write {
+    stamp: Stamp,
+    from: Moment,
+    acknowledged: Option<Moment>,
+    /// A flush has made it certain.
+    flushed: Option<Moment>,
+    /// Reads that returned it.
+    reads: Vec<(Moment, Moment)>,
+}
+
+impl Write {
+    /// When it was there for certain, first of all, as far as it matters after `ruin`.
+    fn there(&self, ruin: Moment) -> Option<Moment> {
+        let read = self.reads.iter().map(|(_, to)| *to).filter(|to| *to > ruin).min();
+        self.acknowledged.into_iter().chain(read).min()
+    }
+
+    /// Whether it has come between a value that was there at `there` and a read begun at `begun`.
+    fn came_between(&self, there: Moment, begun: Moment, ruin: Moment) -> bool {
+        let lasting = self.flushed.is_some_and(|at| at <= ruin);
+        let certain = |at: Moment| at <= begun && (at > ruin || lasting);
+        let acknowledged = self.acknowledged.is_some_and(certain);
+        let seen = self.reads.iter().any(|(_, to)| certain(*to));
+        if self.from >= there && (acknowledged || seen) {
+            return true;
+        }
+        self.reads.iter().any(|(from, to)| *from >= there && certain(*to))
+    }
+}
+
+/// All sectors of one VDI.
+pub(super) struct Oracle {
+    now: Moment,
+    /// When everybody who held something last lost power.
+    ruin: Moment,
+    sectors: BTreeMap<u64, Vec<Write>>,
+    next_stamp: Stamp,
+    pub(super) counts: Counts,
+    /// What was broken, in words.
+    pub(super) broken: Vec<String>,
+}
+
+/// How much was done.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counts {
+    pub(super) writes: u64,
+    pub(super) reads: u64,
+    pub(super) flushes: u64,
+    pub(super) ruins: u64,
+}
+
+/// A write under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun {
+    pub(super) stamp: Stamp,
+    from: Moment,
+    first: u64,
+    count: u64,
+}
+
+impl Oracle {
+    pub(super) fn new() -> Self {
+        Self {
+            now: 1,
+            ruin: 0,
+            sectors: BTreeMap::new(),
+            next_stamp: 1,
+            counts: Counts::default(),
+            broken: Vec::new(),
+        }
+    }
+
+    /// The next moment.
+    pub(super) fn moment(&mut self) -> Moment {
+        self.now += 1;
+        self.now
+    }
+
+    fn sector(&mut self, index: u64) -> &mut Vec<Write> {
+        let never = Write { stamp: 0, from: 0, acknowledged: Some(0), flushed: Some(0), reads: Vec::new() };
+        self.sectors.entry(index).or_insert_with(|| vec![never])
+    }
+
+    /// A write is sent; of zeros if `zeros`.
+    pub(super) fn write(&mut self, first: u64, count: u64, zeros: bool) -> Begun {
+        let from = self.moment();
+        let stamp = if zeros { 0 } else { self.next_stamp };
+        self.next_stamp += 1;
+        for index in first..first + count {
+            let write = Write { stamp, from, acknowledged: None, flushed: None, reads: Vec::new() };
+            self.sector(index).push(write);
+        }
+        Begun { stamp, from, first, count }
+    }
+
+    /// A write is acknowledged; with `fua` it is durable too.
+    pub(super) fn acknowledge(&mut self, begun: &Begun, fua: bool) {
+        let now = self.moment();
+        self.counts.writes += 1;
+        for index in begun.first..begun.first + begun.count {
+            let own = self.sector(index).iter_mut().find(|w| w.from == begun.from);
+            if let Some(write) = own {
+                write.acknowledged = Some(now);
+                write.flushed = fua.then_some(now);
+            }
+        }
+    }
+
+    /// A flush that was sent at `from` is acknowledged.
+    pub(super) fn flushed(&mut self, from: Moment) {
+        let (now, ruin) = (self.moment(), self.ruin);
+        self.counts.flushes += 1;
+        if ruin > from {
+            return;
+        }
+        for write in self.sectors.values_mut().flatten() {
+            // Only what was surely there when the flush began, and not taken back since.
+            let acknowledged = write.acknowledged.is_some_and(|at| at <= from && at > ruin);
+            let seen = write.reads.iter().any(|(_, to)| *to <= from && *to > ruin);
+            if acknowledged || seen {
+                write.flushed.get_or_insert(now);
+            }
+        }
+    }
+
+    /// Everybody who held something has lost power.
+    pub(super) fn ruined(&mut self) {
+        self.ruin = self.moment();
+        self.counts.ruins += 1;
+    }
+
+    /// A read that was sent at `from` returned `stamp` in a sector; `None` if that is no value at all.
+    pub(super) fn read(&mut self, index: u64, stamp: Option<Stamp>, from: Moment) {
+        let to = self.moment();
+        // What happened to a read during a ruin is not looked into too closely.
+        let (ruin, straddles) = (self.ruin, self.ruin > from);
+        self.counts.reads += 1;
+        let writes = self.sector(index);
+        let Some(stamp) = stamp else {
+            return self.broken.push(format!("sector {index}: bytes that nobody wrote"));
+        };
+        let candidates: Vec<&Write> = writes.iter().filter(|w| w.stamp == stamp).collect();
+        if candidates.is_empty() {
+            return self.broken.push(format!("sector {index}: the value {stamp} of another sector"));
+        }
+        let between = |w: &Write| {
+            let there = w.there(ruin)?;
+            let later = |v: &&Write| v.from != w.from && v.came_between(there, from, ruin);
+            writes.iter().find(later).map(|v| (there, v.clone()))
+        };
+        let verdicts: Vec<Option<(Moment, Write)>> = candidates.iter().map(|w| between(w)).collect();
+        if !straddles && verdicts.iter().all(Option::is_some) {
+            let why = verdicts.into_iter().flatten().last();
+            let text = why.map_or(String::new(), |(there, later)| {
+                format!(
+                    "was there at {there}, but then came {} (sent {}, acknowledged {:?}, flushed {:?}, \
+                     read {:?})",
+                    later.stamp,
+                    later.from,
+                    later.acknowledged,
+                    later.flushed,
+                    later.reads.last()
+                )
+            });
+            let what = format!("sector {index}: a read from {from} to {to} returned {stamp}, which {text}");
+            return self.broken.push(what);
+        }
+        if stamp != 0
+            && let Some(write) = self.sector(index).iter_mut().find(|w| w.stamp == stamp)
+        {
+            write.reads.push((from, to));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn done(oracle: &mut Oracle, fua: bool) -> Stamp {
+        let begun = oracle.write(7, 1, false);
+        oracle.acknowledge(&begun, fua);
+        begun.stamp
+    }
+
+    fn read(oracle: &mut Oracle, stamp: Stamp) -> usize {
+        let from = oracle.moment();
+        oracle.read(7, Some(stamp), from);
+        std::mem::take(&mut oracle.broken).len()
+    }
+
+    #[test]
+    fn an_acknowledged_write_is_there_and_what_was_before_is_not() {
+        let mut oracle = Oracle::new();
+        assert_eq!(read(&mut oracle, 0), 0);
+        let one = done(&mut oracle, false);
+        assert_eq!(read(&mut oracle, 0), 1);
+        let two = done(&mut oracle, false);
+        assert_eq!(read(&mut oracle, one), 1);
+        assert_eq!(read(&mut oracle, two), 0);
+    }
+
+    #[test]
+    fn an_unacknowledged_write_happens_at_most_once() {
+        let mut oracle = Oracle::new();
+        let one = done(&mut oracle, false);
+        let two = oracle.write(7, 1, false).stamp;
+        assert_eq!(read(&mut oracle, one), 0);
+        assert_eq!(read(&mut oracle, two), 0);
+        assert_eq!(read(&mut oracle, one), 1, "flips back");
+        let three = done(&mut oracle, false);
+        assert_eq!(read(&mut oracle, three), 0);
+        assert_eq!(read(&mut oracle, two), 1, "happens twice");
+    }
+
+    #[test]
+    fn a_ruin_takes_back_what_was_not_flushed_and_no_more() {
+        let mut oracle = Oracle::new();
+        let one = done(&mut oracle, false);
+        let from = oracle.moment();
+        oracle.flushed(from);
+        let two = done(&mut oracle, false);
+        let three = done(&mut oracle, false);
+        oracle.ruined();
+        assert_eq!(read(&mut oracle, 0), 1, "it was flushed over");
+        assert_eq!(read(&mut oracle, two), 0);
+        assert_eq!(read(&mut oracle, one), 1, "what the disks hold has been seen");
+        let four = done(&mut oracle, true);
+        oracle.ruined();
+        assert_eq!(read(&mut oracle, three), 1);
+        assert_eq!(read(&mut oracle, four), 0);
+    }
+}

@@ -1,0 +1,297 @@
+//! One seed: a ring is founded, clients work, things go wrong, all is healed, and everything is looked at.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::Rng;
+
+use super::client::{Client, Desk, SIZE, VDI};
+use super::fault::{self, Fired};
+use super::net::Machine;
+use super::oracle::{Counts, Oracle};
+use super::world::{Story, World};
+use crate::admin::Host as _;
+use crate::cluster::entry::{ClusterEntry, ClusterReply};
+use crate::machine::{simulated, wall_ms};
+use crate::mutant::{Mutant, plant};
+use wire::policy::Copies;
+
+const SLOTS: u32 = 256;
+/// How long a ring may take to be founded, and to be whole again once all is well.
+const FOUNDING: Duration = Duration::from_secs(20);
+const HEALING: Duration = Duration::from_secs(120);
+/// Requests after which a client goes elsewhere.
+const REQUESTS: u32 = 60;
+
+/// What came of a seed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Outcome {
+    pub(super) broken: Vec<String>,
+    pub(super) fired: Fired,
+    pub(super) counts: Counts,
+    /// Checksums of the story and of everything on the network.
+    pub(super) trace: (u32, u32, u64),
+    pub(super) time: Duration,
+}
+
+/// Runs one seed on a fresh thread.
+pub(super) fn run(seed: u64, mutant: Option<Mutant>, aloud: bool) -> Outcome {
+    let work = move || {
+        super::chance::begin(seed);
+        simulated::begin(seed);
+        plant(mutant);
+        let panics = Arc::new(Mutex::new(Vec::new()));
+        let seen = panics.clone();
+        std::panic::set_hook(Box::new(move |info| seen.lock().push(format!("a panic: {info}"))));
+        let story = Story::new(aloud);
+        let mut outcome = Outcome::default();
+        let whole = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            Simulation::found(seed, story.clone()).and_then(|mut s| s.live(&mut outcome))
+        }));
+        match whole {
+            Ok(Ok(())) | Err(_) => {}
+            Ok(Err(why)) => outcome.broken.push(why),
+        }
+        _ = std::panic::take_hook();
+        outcome.broken.extend(panics.lock().drain(..));
+        outcome.time = story.time();
+        let (crc, _) = story.sum();
+        outcome.trace.0 = crc;
+        for line in &outcome.broken {
+            story.tell(format!("BROKEN {line}"));
+        }
+        outcome
+    };
+    let thread = std::thread::Builder::new().stack_size(16 << 20).spawn(work);
+    thread.expect("a thread").join().expect("panics are caught")
+}
+
+struct Simulation {
+    world: World,
+    desk: Desk,
+    copies: Copies,
+    clients: Vec<Seat>,
+    working: bool,
+}
+
+/// A client, and where it is at the moment.
+struct Seat {
+    name: String,
+    at: Option<(Machine, tokio::task::JoinHandle<()>)>,
+    visits: u32,
+}
+
+impl Simulation {
+    fn found(seed: u64, story: Story) -> Result<Self, String> {
+        let mut chance = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(seed);
+        let machines = [3, 3, 3, 4, 5][chance.random_range(0..5)];
+        let gateways = chance.random_range(0..2);
+        let copies: u8 = if chance.random_bool(0.75) { 3 } else { 2 };
+        let mut world = World::new(chance.random(), machines, gateways, copies, story.clone());
+        let copies = Copies::new(copies.into()).map_err(|e| e.to_string())?;
+        let all = machines + gateways;
+        let met = world.until(FOUNDING, |world| {
+            (0..all).all(|m| world.running(m).is_some_and(|r| r.host.known_nodes().len() == all))
+        });
+        if !met {
+            return Err("the sheep do not meet".to_owned());
+        }
+        story.tell(format!("{machines} sheep and {gateways} gateways have met; {copies} copies"));
+        let running = world.running(0).ok_or("machine 0 has ended")?;
+        let host = running.host.clone();
+        let formatted = world.ask(0, FOUNDING, async move { host.format(copies, SLOTS, false).await });
+        match formatted {
+            Some(Ok(())) => {}
+            other => return Err(format!("not formatted: {other:?}")),
+        }
+        let entry = ClusterEntry::CreateVdi {
+            name: VDI.parse().map_err(|_| "no name")?,
+            size: SIZE,
+            copies: Some(copies),
+            now_ms: wall_ms(),
+        };
+        let log = running.ring.log.clone();
+        let created = world.ask(0, FOUNDING, async move { log.propose(entry, FOUNDING).await });
+        match created {
+            Some(Ok((_, ClusterReply::Created(_)))) => {}
+            other => return Err(format!("no VDI: {other:?}")),
+        }
+        if !world.until(FOUNDING, |world| world.is_whole()) {
+            return Err("the new ring is not whole".to_owned());
+        }
+        story.tell("the ring is whole");
+        let desk = Desk { oracle: Arc::new(Mutex::new(Oracle::new())), story };
+        let clients = (0..world.rng.random_range(2..=4))
+            .map(|n| Seat { name: format!("client {n}"), at: None, visits: 0 })
+            .collect();
+        Ok(Self { world, desk, copies, clients, working: true })
+    }
+
+    fn live(&mut self, outcome: &mut Outcome) -> Result<(), String> {
+        let done = self.suffer(&mut outcome.fired).and_then(|()| self.heal()).and_then(|()| self.look());
+        let mut oracle = self.desk.oracle.lock();
+        outcome.broken.append(&mut oracle.broken);
+        outcome.counts = oracle.counts;
+        let (crc, count) = self.world.wires.trace();
+        (outcome.trace.1, outcome.trace.2) = (crc, count);
+        done
+    }
+
+    /// A millisecond, and clients find seats.
+    fn tick(&mut self) {
+        self.world.tick();
+        fault::finish(&mut self.world, &self.desk);
+        for seat in &mut self.clients {
+            let gone = |(machine, task): &(Machine, tokio::task::JoinHandle<()>)| {
+                task.is_finished() || !self.world.is_up(*machine)
+            };
+            if seat.at.as_ref().is_some_and(gone) {
+                seat.at = None;
+            }
+            if seat.at.is_some() || !self.working {
+                continue;
+            }
+            let machine = self.world.rng.random_range(0..self.world.hosts.len());
+            let Some(running) = self.world.running(machine) else { continue };
+            seat.visits += 1;
+            let (desk, seed) = (self.desk.clone(), self.world.rng.random());
+            let name = format!("{} visit {} at {machine}", seat.name, seat.visits);
+            let work = async move {
+                if let Some(client) = Client::connect(desk, running, name, seed).await {
+                    client.work(REQUESTS).await;
+                }
+            };
+            let process = self.world.hosts[machine].process.as_ref();
+            seat.at = process.map(|p| (machine, p.spawn(work)));
+        }
+    }
+
+    fn pass(&mut self, time: Duration) -> Result<(), String> {
+        let end = self.world.now + time;
+        while self.world.now < end {
+            self.tick();
+            if let Some(broken) = self.desk.oracle.lock().broken.first() {
+                return Err(format!("stopped at the first broken promise ({broken})"));
+            }
+        }
+        Ok(())
+    }
+
+    fn suffer(&mut self, fired: &mut Fired) -> Result<(), String> {
+        self.pass(Duration::from_millis(400))?;
+        for _ in 0..self.world.rng.random_range(3..=6) {
+            for _ in 0..self.world.rng.random_range(1..=3) {
+                fault::strike(&mut self.world, &self.desk, fired);
+                let time = self.world.rng.random_range(0..1_500);
+                self.pass(Duration::from_millis(time))?;
+            }
+            let time = self.world.rng.random_range(0..3_000);
+            self.pass(Duration::from_millis(time))?;
+            if self.world.rng.random_bool(0.7) {
+                fault::heal(&mut self.world);
+            }
+            let time = self.world.rng.random_range(0..4_000);
+            self.pass(Duration::from_millis(time))?;
+        }
+        Ok(())
+    }
+
+    /// All is well again; the ring has to become whole.
+    fn heal(&mut self) -> Result<(), String> {
+        fault::revive(&mut self.world);
+        let end = self.world.now + HEALING;
+        let mut looked = Duration::ZERO;
+        while self.world.now < end {
+            self.pass(Duration::from_millis(50))?;
+            // Clients go on for a while, and then leave it in peace.
+            if self.working && looked > Duration::from_secs(2) {
+                self.working = false;
+            }
+            looked += Duration::from_millis(50);
+            if !self.working && self.clients.iter().all(|c| c.at.is_none()) && self.world.is_whole() {
+                self.world.story.tell("the ring is whole again");
+                return self.pass(Duration::from_secs(3));
+            }
+        }
+        Err(format!("not whole after {HEALING:?}: {}", self.what_is_missing()))
+    }
+
+    fn what_is_missing(&self) -> String {
+        let mut text: Vec<String> = (0..self.world.hosts.len())
+            .filter(|m| self.world.running(*m).is_none())
+            .map(|m| format!("sheep {m} does not run"))
+            .collect();
+        text.extend(self.clients.iter().filter_map(|c| c.at.as_ref().map(|_| format!("{} waits", c.name))));
+        if let Some(state) = self.world.state() {
+            let poor: Vec<_> =
+                state.slots().filter(|(c, _, config)| !state.is_fully_redundant(*c, config)).collect();
+            text.push(format!("{} slots lack copies", poor.len()));
+            text.extend(poor.first().map(|(_, slot, config)| format!("slot {slot}: {config:?}")));
+            let vdi = state.vdis().next().map(|v| format!("owner {:?}", v.owner));
+            text.extend(vdi);
+            text.push(format!(
+                "nodes {:?}",
+                state.nodes().map(|n| (n.spec.session, n.status)).collect::<Vec<_>>()
+            ));
+        }
+        text.join("; ")
+    }
+
+    /// All reads are right through every sheep, and all copies are the same.
+    fn look(&mut self) -> Result<(), String> {
+        for machine in 0..self.world.hosts.len() {
+            let running = self.world.running(machine).ok_or_else(|| format!("sheep {machine} has ended"))?;
+            let desk = self.desk.clone();
+            let read = self.world.ask(machine, Duration::from_secs(20), async move {
+                let client = Client::connect(desk, running, "the last one".to_owned(), 0).await;
+                client.ok_or("no connection")?.read_all().await.map_err(|_| "an error")
+            });
+            if read != Some(Ok(())) {
+                return Err(format!("the disk cannot be read at {machine} in the end: {read:?}"));
+            }
+        }
+        self.compare()
+    }
+
+    fn compare(&self) -> Result<(), String> {
+        let state = self.world.state().ok_or("no state")?;
+        let mut copies: BTreeMap<_, Vec<(Machine, wire::id::Version, Vec<u8>)>> = BTreeMap::new();
+        for machine in 0..self.world.hosts.len() {
+            let Some(running) = self.world.running(machine) else { continue };
+            let Some(replica) = running.replica else { continue };
+            for (policy, slot) in replica.store().list_slots() {
+                let listed = replica.store().list_slot(policy, slot).map_err(|e| e.to_string())?;
+                for stat in listed {
+                    let key =
+                        crate::store::ObjectKey { copies: policy, slot, oid: stat.oid, birth: stat.birth };
+                    let (version, size) = stat.content.ok_or("a copy is damaged")?;
+                    let out = replica.store().read(&key, 0, size).map_err(|e| format!("{machine}: {e}"))?;
+                    let bytes = out.to_vec();
+                    copies.entry((slot, stat.oid, stat.birth)).or_default().push((machine, version, bytes));
+                }
+            }
+        }
+        for ((slot, oid, birth), found) in copies {
+            let config = state.slot(self.copies, slot).ok_or("a slot without a configuration")?;
+            let who: Vec<Machine> = found.iter().map(|(m, ..)| *m).collect();
+            if found.len() != config.members.len() {
+                return Err(format!(
+                    "{oid} of birth {birth} in slot {slot} is at {who:?}, the slot at {} nodes",
+                    config.members.len()
+                ));
+            }
+            for (machine, version, bytes) in &found[1..] {
+                if *version != found[0].1 || *bytes != found[0].2 {
+                    let at = bytes.iter().zip(&found[0].2).position(|(a, b)| a != b);
+                    return Err(format!(
+                        "{oid} differs at {machine} and {}: {version} and {}, first at byte {at:?}",
+                        found[0].0, found[0].1
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}

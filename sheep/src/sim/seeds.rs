@@ -1,0 +1,229 @@
+//! Many seeds, each in a process of its own, and what they came to together.
+//!
+//! `SEED=s` runs one and tells its story; `SEEDS=n FIRST=s` runs many. The last line counts.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::fault::Fault;
+use super::ring::{self, Outcome};
+use super::world::MILLISECONDS;
+use crate::mutant::Mutant;
+
+/// Seeds of a run that is not told how many.
+const SEEDS: u64 = 24;
+/// Seeds that show a bug which `docs/next.md` lists. They run only when asked for by name.
+const OPEN: [u64; 1] = [5];
+/// From so many seeds on each kind of fault must have fired.
+const ENOUGH: u64 = 24;
+/// A simulated millisecond that takes this long never ends.
+const STANDSTILL: Duration = Duration::from_secs(40);
+/// Tells a child which seed to run: the seed, a mutant's name or `-`, and whether to tell the story.
+const CHILD: &str = "SHEEPDOG_SIM_CHILD";
+/// What a child's lines begin with that are for its parent.
+const MARK: &str = "@sim ";
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+/// What a child said.
+#[derive(Debug, Clone, Default)]
+struct Report {
+    broken: Vec<String>,
+    fired: BTreeMap<String, u64>,
+    counts: Vec<u64>,
+    trace: String,
+    seconds: f64,
+}
+
+fn child(seed: u64, mutant: Option<Mutant>, aloud: bool) -> Report {
+    let name = mutant.map_or("-".to_owned(), |m| format!("{m:?}"));
+    let exe = std::env::current_exe().expect("this program has a path");
+    let output = Command::new(exe)
+        .args(["sim::seeds::child_of_a_run", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
+        .env(CHILD, format!("{seed} {name} {aloud}"))
+        .stderr(Stdio::inherit())
+        .output();
+    let output = output.expect("this program can be started");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut report = Report::default();
+    for line in text.lines() {
+        let Some(line) = line.strip_prefix(MARK) else {
+            if aloud {
+                println!("{line}");
+            }
+            continue;
+        };
+        let (what, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match what {
+            "broken" => report.broken.push(rest.to_owned()),
+            "fired" => {
+                let (fault, count) = rest.split_once(' ').unwrap_or((rest, "0"));
+                report.fired.insert(fault.to_owned(), count.parse().unwrap_or_default());
+            }
+            "counts" => report.counts = rest.split(' ').filter_map(|n| n.parse().ok()).collect(),
+            "trace" => rest.clone_into(&mut report.trace),
+            "time" => report.seconds = rest.parse().unwrap_or_default(),
+            _ => {}
+        }
+    }
+    if report.trace.is_empty() {
+        report.broken.push(format!("the process died: {}", output.status));
+    }
+    report
+}
+
+fn tell(outcome: &Outcome) {
+    for what in &outcome.broken {
+        println!("{MARK}broken {}", what.replace('\n', " "));
+    }
+    for (fault, count) in &outcome.fired {
+        println!("{MARK}fired {fault:?} {count}");
+    }
+    let c = outcome.counts;
+    println!("{MARK}counts {} {} {} {}", c.writes, c.reads, c.flushes, c.ruins);
+    println!("{MARK}time {}", outcome.time.as_secs_f64());
+    println!("{MARK}trace {:x} {:x} {}", outcome.trace.0, outcome.trace.1, outcome.trace.2);
+}
+
+#[test]
+#[ignore = "one seed of a run, started by its parent"]
+fn child_of_a_run() {
+    let Ok(task) = std::env::var(CHILD) else { return };
+    let words: Vec<&str> = task.split(' ').collect();
+    let seed = words[0].parse().expect("a seed");
+    let mutant = Mutant::ALL.into_iter().find(|m| format!("{m:?}") == words[1]);
+    println!();
+    std::thread::spawn(watch_time);
+    // What the sheep themselves say, for whoever looks into one seed: SIM_LOG=sheep=debug.
+    if let Ok(filter) = std::env::var("SIM_LOG") {
+        let log = tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false);
+        log.with_writer(std::io::stdout).init();
+    }
+    tell(&ring::run(seed, mutant, words[2] == "true"));
+}
+
+/// Ends the process when simulated time stands still: somebody goes round in circles without waiting.
+#[expect(clippy::disallowed_methods, reason = "the thread that hangs cannot be asked to return")]
+fn watch_time() {
+    let mut seen = u64::MAX;
+    loop {
+        std::thread::sleep(STANDSTILL);
+        let now = MILLISECONDS.load(Ordering::Relaxed);
+        if now == seen {
+            println!("{MARK}broken time stands still after {now} ms: something loops without waiting");
+            println!("{MARK}trace none");
+            std::process::exit(1);
+        }
+        seen = now;
+    }
+}
+
+/// Runs seeds side by side, until `enough` says so; reports in the order of the seeds.
+fn run_all(first: u64, count: u64, mutant: Option<Mutant>, stop_at_first: bool) -> BTreeMap<u64, Report> {
+    let (next, reports) = (AtomicU64::new(first), Mutex::new(BTreeMap::new()));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, |n| n.get().min(8)) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= first + count || stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    if OPEN.contains(&seed) {
+                        continue;
+                    }
+                    let report = child(seed, mutant, false);
+                    if !report.broken.is_empty() && mutant.is_none() {
+                        println!("seed {seed} failed: {}", report.broken.join("\n    "));
+                    }
+                    if stop_at_first && !report.broken.is_empty() {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    reports.lock().insert(seed, report);
+                }
+            });
+        }
+    });
+    reports.into_inner()
+}
+
+#[test]
+fn rings_keep_their_promises_under_faults() {
+    if let Some(seed) = number("SEED") {
+        let report = child(seed, None, true);
+        println!(
+            "{} passed, {} failed",
+            u64::from(report.broken.is_empty()),
+            u64::from(!report.broken.is_empty())
+        );
+        assert!(report.broken.is_empty(), "seed {seed}: {:#?}", report.broken);
+        return;
+    }
+    let (first, count) = (number("FIRST").unwrap_or(1), number("SEEDS").unwrap_or(SEEDS));
+    let reports = run_all(first, count, None, false);
+    let mut fired: BTreeMap<String, u64> = BTreeMap::new();
+    let (mut failed, mut counts, mut seconds) = (Vec::new(), [0; 4], 0.0);
+    for (seed, report) in &reports {
+        for (fault, times) in &report.fired {
+            *fired.entry(fault.clone()).or_default() += times;
+        }
+        counts.iter_mut().zip(&report.counts).for_each(|(sum, n)| *sum += n);
+        seconds += report.seconds;
+        if !report.broken.is_empty() {
+            failed.push(seed);
+        }
+    }
+    let [writes, reads, flushes, ruins] = counts;
+    println!(
+        "{seconds:.0} s simulated: {writes} writes, {reads} sectors read, {flushes} flushes, {ruins} ruins"
+    );
+    let each: Vec<String> = fired.iter().map(|(fault, times)| format!("{fault} {times}")).collect();
+    println!("faults: {}", each.join(", "));
+    let never: Vec<String> =
+        Fault::ALL.iter().map(|f| format!("{f:?}")).filter(|f| !fired.contains_key(f)).collect();
+    println!("{} passed, {} failed", reports.len() - failed.len(), failed.len());
+    assert!(failed.is_empty(), "seeds {failed:?}");
+    assert!(count < ENOUGH || never.is_empty(), "these faults never happened: {never:?}");
+}
+
+#[test]
+fn a_seed_repeats_itself() {
+    for seed in [1, 2] {
+        let (once, twice) = (child(seed, None, false), child(seed, None, false));
+        assert_eq!(once.trace, twice.trace, "seed {seed}");
+    }
+}
+
+/// Each mutant, and within how many seeds from the first it has to be caught.
+const CAUGHT_WITHIN: [(Mutant, u64); 6] = [
+    (Mutant::AckAtOne, 20),
+    (Mutant::NoSeal, 20),
+    (Mutant::NoLeaseCheck, 50),
+    (Mutant::FlushSkips, 50),
+    (Mutant::AdmitEarly, 10),
+    (Mutant::ApplyTwice, 10),
+];
+
+#[test]
+fn mutants_are_caught() {
+    let mut escaped = Vec::new();
+    for (mutant, within) in CAUGHT_WITHIN {
+        let reports = run_all(1, number("MUTANT_SEEDS").unwrap_or(within), Some(mutant), true);
+        let caught = reports.iter().find(|(_, report)| !report.broken.is_empty());
+        match caught {
+            Some((seed, report)) => println!("{mutant:?}: caught by seed {seed}: {}", report.broken[0]),
+            None => {
+                println!("{mutant:?}: not caught");
+                escaped.push(mutant);
+            }
+        }
+    }
+    assert!(escaped.is_empty(), "not caught: {escaped:?}");
+}

@@ -1,0 +1,316 @@
+//! All machines, and time: one thread lets each process run a millisecond, in an order drawn anew each time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+use super::net::{Machine, Wires};
+use super::process::{Plan, Process, Running};
+use crate::cluster::slots::MemberState;
+use crate::cluster::state::ClusterState;
+use crate::machine::simulated;
+use crate::store::SimFs;
+
+/// How long each process runs before the next.
+pub(super) const TICK: Duration = Duration::from_millis(1);
+/// How long a process's supervisor waits before it starts one again that has ended by itself.
+const RESTART: Duration = Duration::from_millis(500);
+
+/// How far simulated time has come, for whoever watches from outside.
+pub(super) static MILLISECONDS: AtomicU64 = AtomicU64::new(0);
+
+/// One machine.
+pub(super) struct Host {
+    plan: Plan,
+    pub(super) process: Option<Process>,
+    /// The process stands still until then.
+    pub(super) stopped_until: Option<Duration>,
+    stood: Duration,
+    /// The power, or the process, comes back then.
+    pub(super) back_at: Option<Duration>,
+    pub(super) powered: bool,
+    /// How slow its disk is at most.
+    pub(super) disk: Duration,
+    /// Set while somebody has it stopped on purpose.
+    pub(super) leaving: bool,
+}
+
+impl Host {
+    /// Lets so many calls through to the disk, and no more.
+    pub(super) fn halt_disk_after(&self, calls: u64) {
+        self.plan.disk.halt_after(calls);
+    }
+
+    /// Whether the disk lets no more calls through.
+    pub(super) fn has_halted(&self) -> bool {
+        self.plan.disk.has_halted()
+    }
+}
+
+/// Everything.
+pub(super) struct World {
+    pub(super) now: Duration,
+    pub(super) rng: StdRng,
+    pub(super) wires: Wires,
+    pub(super) hosts: Vec<Host>,
+    pub(super) story: Story,
+    /// The newest state that anybody has ever applied.
+    pub(super) known: Option<Arc<ClusterState>>,
+    known_at: u64,
+    boot: u128,
+    order: Vec<Machine>,
+}
+
+/// What happened, told in lines; printed when one seed is run for its own sake.
+#[derive(Clone)]
+pub(super) struct Story(Arc<Mutex<Lines>>);
+
+struct Lines {
+    aloud: bool,
+    now: Duration,
+    lines: Vec<String>,
+    crc: u32,
+}
+
+impl Story {
+    pub(super) fn new(aloud: bool) -> Self {
+        Self(Arc::new(Mutex::new(Lines { aloud, now: Duration::ZERO, lines: Vec::new(), crc: 0 })))
+    }
+
+    pub(super) fn tell(&self, line: impl AsRef<str>) {
+        let mut story = self.0.lock();
+        let line = format!("{:>9.3} {}", story.now.as_secs_f64(), line.as_ref());
+        story.crc = crc32c::crc32c_append(story.crc, line.as_bytes());
+        if story.aloud {
+            println!("{line}");
+        }
+        story.lines.push(line);
+    }
+
+    /// A checksum of all of it, and how many lines.
+    pub(super) fn sum(&self) -> (u32, usize) {
+        let story = self.0.lock();
+        (story.crc, story.lines.len())
+    }
+
+    pub(super) fn time(&self) -> Duration {
+        self.0.lock().now
+    }
+}
+
+impl World {
+    /// Machines that are switched on, each with its sheep.
+    pub(super) fn new(seed: u64, machines: usize, gateways: usize, copies: u8, story: Story) -> Self {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let all = machines + gateways;
+        let wires = Wires::new(all, rng.random());
+        let mut world = Self {
+            now: Duration::ZERO,
+            wires: wires.clone(),
+            hosts: Vec::new(),
+            story,
+            known: None,
+            known_at: 0,
+            boot: 0,
+            order: (0..all).collect(),
+            rng,
+        };
+        for machine in 0..all {
+            let plan = Plan {
+                machine,
+                machines: all,
+                card: wires.card(machine),
+                disk: SimFs::new(),
+                boot: world.next_boot(),
+                drift: world.rng.random_range(-2_000..=2_000),
+                copies,
+                gateway_only: machine >= machines,
+            };
+            world.hosts.push(Host {
+                process: None,
+                stopped_until: None,
+                stood: Duration::ZERO,
+                back_at: None,
+                powered: true,
+                disk: Duration::from_micros(300),
+                leaving: false,
+                plan,
+            });
+            world.start(machine);
+        }
+        world
+    }
+
+    fn next_boot(&mut self) -> u128 {
+        self.boot += 1;
+        self.boot << 64 | u128::from(self.rng.random::<u64>())
+    }
+
+    /// Starts the sheep of a machine.
+    pub(super) fn start(&mut self, machine: Machine) {
+        let host = &mut self.hosts[machine];
+        (host.stopped_until, host.stood, host.back_at, host.leaving) = (None, Duration::ZERO, None, false);
+        simulated::set_disk(host.disk);
+        host.process = Some(Process::start(host.plan.clone()));
+        self.story.tell(format!("{machine} starts"));
+    }
+
+    /// Ends the process of a machine at once; the kernel keeps what it had written.
+    pub(super) fn kill(&mut self, machine: Machine) {
+        let host = &mut self.hosts[machine];
+        // First the disk, so that nothing which is dropped writes any more.
+        host.plan.disk.process_kill();
+        host.process = None;
+    }
+
+    /// Cuts a machine's power; what was not synced is lost as chance will have it.
+    pub(super) fn power_off(&mut self, machine: Machine) {
+        self.wires.power_off(machine);
+        let (seed, boot) = (self.rng.random(), self.next_boot());
+        let host = &mut self.hosts[machine];
+        host.plan.disk.power_cut(seed);
+        host.plan.boot = boot;
+        host.process = None;
+        host.powered = false;
+    }
+
+    /// Gives a machine its power, and starts its sheep.
+    pub(super) fn power_on(&mut self, machine: Machine) {
+        if !self.hosts[machine].powered {
+            self.wires.power_on(machine);
+            self.hosts[machine].powered = true;
+        }
+        self.start(machine);
+    }
+
+    /// The process stands still for a while.
+    pub(super) fn stand_still(&mut self, machine: Machine, time: Duration) {
+        self.hosts[machine].stopped_until = Some(self.now + time);
+    }
+
+    /// The machines that store.
+    pub(super) fn storing(&self) -> impl Iterator<Item = Machine> + '_ {
+        (0..self.hosts.len()).filter(|m| !self.hosts[*m].plan.gateway_only)
+    }
+
+    /// Whether a sheep runs on a machine, though it may stand still.
+    pub(super) fn is_up(&self, machine: Machine) -> bool {
+        self.hosts[machine].process.is_some()
+    }
+
+    /// What runs on a machine.
+    pub(super) fn running(&self, machine: Machine) -> Option<Running> {
+        self.hosts[machine].process.as_ref().and_then(Process::running)
+    }
+
+    /// One millisecond of everybody's life.
+    pub(super) fn tick(&mut self) {
+        self.now += TICK;
+        self.story.0.lock().now = self.now;
+        MILLISECONDS.store(self.now.as_millis() as u64, Ordering::Relaxed);
+        self.wires.step(self.now);
+        self.order.shuffle(&mut self.rng);
+        for at in 0..self.order.len() {
+            let machine = self.order[at];
+            let host = &mut self.hosts[machine];
+            if host.back_at.is_some_and(|at| at <= self.now) {
+                self.power_on(machine);
+                continue;
+            }
+            let Some(process) = &host.process else { continue };
+            let clock = self.now.as_millis() as u64 + machine as u64 * 7;
+            simulated::set_wall_ms(clock);
+            simulated::set_disk(host.disk);
+            match host.stopped_until {
+                Some(until) if until > self.now => {
+                    host.stood += TICK;
+                    continue;
+                }
+                Some(_) => {
+                    host.stopped_until = None;
+                    process.wake(std::mem::take(&mut host.stood));
+                }
+                None => {}
+            }
+            process.run(TICK);
+            if let Some(why) = process.ended() {
+                self.story.tell(format!("{machine} has ended: {why}"));
+                self.kill(machine);
+                self.hosts[machine].back_at = Some(self.now + RESTART);
+            }
+        }
+        self.note_state();
+    }
+
+    /// Boots of the machines that have power.
+    pub(super) fn boots(&self) -> Vec<u128> {
+        self.hosts.iter().filter(|h| h.powered).map(|h| h.plan.boot).collect()
+    }
+
+    fn note_state(&mut self) {
+        for machine in 0..self.hosts.len() {
+            let Some(running) = self.running(machine) else { continue };
+            let applied = running.view().applied();
+            if applied.index > self.known_at {
+                (self.known, self.known_at) = (Some(applied.state), applied.index);
+            }
+        }
+    }
+
+    /// Lets time pass until something holds; whether it did in time.
+    pub(super) fn until(&mut self, at_most: Duration, mut holds: impl FnMut(&mut Self) -> bool) -> bool {
+        let end = self.now + at_most;
+        while self.now < end {
+            if holds(self) {
+                return true;
+            }
+            self.tick();
+        }
+        holds(self)
+    }
+
+    /// Lets a task on a machine come to its end; `None` if it does not in time, or the process dies.
+    pub(super) fn ask<T: Send + 'static>(
+        &mut self,
+        machine: Machine,
+        at_most: Duration,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let task = self.hosts[machine].process.as_ref()?.spawn(task);
+        self.until(at_most, |world| task.is_finished() || !world.is_up(machine));
+        if !task.is_finished() {
+            task.abort();
+            return None;
+        }
+        self.hosts[machine].process.as_ref()?.join(task)
+    }
+
+    /// The newest state that anybody has applied.
+    pub(super) fn state(&self) -> Option<Arc<ClusterState>> {
+        let running = (0..self.hosts.len()).filter_map(|m| self.running(m));
+        running.map(|r| r.view().applied()).max_by_key(|a| a.index).map(|a| a.state)
+    }
+
+    /// Whether every slot has all its copies in sync, at sheep that run.
+    pub(super) fn is_whole(&self) -> bool {
+        let Some(state) = self.state() else { return false };
+        let all_in = (0..self.hosts.len()).all(|m| {
+            self.running(m).is_some_and(|r| {
+                state
+                    .node(r.node)
+                    .and_then(|n| n.live_session())
+                    .is_some_and(|s| state.serves(s) || r.replica.is_none())
+            })
+        });
+        all_in
+            && state.slots().all(|(copies, _, config)| {
+                state.is_fully_redundant(copies, config)
+                    && config.members.iter().all(|m| m.state == MemberState::InSync)
+            })
+    }
+}
