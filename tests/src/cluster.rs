@@ -130,7 +130,10 @@ impl Ring {
     pub fn format(&mut self, copies: usize) {
         self.wait_nodes(self.sheep.len(), "waiting");
         self.dog(0, &["cluster", "format", "-c", &copies.to_string()]).ok();
-        self.wait_full();
+        // Each is sure of it as soon as it has its first lease.
+        for index in 0..self.count() {
+            wait::until(RING_LIMIT, "full redundancy", || self.check(index));
+        }
     }
 
     /// Waits until every running sheep lists `count` nodes, and all of them in this state.
