@@ -370,14 +370,6 @@ impl ClusterState {
         if self.is_live(session) { Ok(()) } else { Err(Refusal::SessionOver(session)) }
     }
 
-    fn owned(&mut self, id: VdiId, generation: Generation) -> Result<&mut Vdi, Refusal> {
-        let vdi = self.vdis.get_mut(&id).ok_or(Refusal::NoSuchVdi(id))?;
-        if vdi.owner.session.is_none() || vdi.owner.generation != generation {
-            return Err(Refusal::GenerationOver(generation));
-        }
-        Ok(vdi)
-    }
-
     fn found(
         &mut self,
         cluster: ClusterId,
@@ -480,30 +472,6 @@ impl ClusterState {
         self.disown(|owner| owner == session);
     }
 
-    fn disown(&mut self, which: impl Fn(Session) -> bool) {
-        let ids: Vec<VdiId> =
-            self.vdis.values().filter(|v| v.owner.session.is_some_and(&which)).map(|v| v.id).collect();
-        for id in ids {
-            if let Some(vdi) = self.vdis.get_mut(&id) {
-                vdi.owner.session = None;
-            }
-        }
-    }
-
-    /// Gives every owned VDI of these policies to its owner again, under the next generation.
-    fn renew_owners(&mut self, policies: &[Copies]) {
-        let meant = |v: &&Vdi| v.owner.session.is_some() && policies.contains(&v.copies);
-        let owned: Vec<VdiId> = self.vdis.values().filter(meant).map(|v| v.id).collect();
-        for id in owned {
-            if let Some(vdi) = self.vdis.get_mut(&id) {
-                match next(vdi.owner.generation) {
-                    Ok(generation) => vdi.owner.generation = generation,
-                    Err(_) => vdi.owner.session = None,
-                }
-            }
-        }
-    }
-
     fn remove(&mut self, index: u64, id: NodeId) -> Result<ClusterReply, Refusal> {
         let Some(node) = self.nodes.get(&id) else {
             return if self.removed.contains(&id) {
@@ -554,216 +522,6 @@ impl ClusterState {
         let node = self.nodes.get(&id)?;
         let session = node.live_session().filter(|_| node.disk_failed.is_none())?;
         Some(Live { session, boot: node.spec.boot })
-    }
-
-    /// Brings every slot in line with the members; `moved` if the ring itself is another.
-    fn membership_changed(&mut self, index: u64, moved: bool) {
-        self.epoch.0 += 1;
-        if moved {
-            self.placement = OrdMap::new();
-        }
-        let mut resumed = Vec::new();
-        for copies in self.slots.keys().copied().collect::<Vec<_>>() {
-            let table = self.table(copies);
-            let mut slots = self.slots.get(&copies).cloned().unwrap_or_default();
-            let mut changes = Vec::new();
-            for (i, config) in slots.iter().enumerate() {
-                let targets = table.get(SlotIndex(i as u32)).unwrap_or_default();
-                let was_waiting = !config
-                    .in_state(MemberState::InSync)
-                    .any(|m| self.live_disk(m.session.node).is_some_and(|l| l.session == m.session));
-                if let Some(next) =
-                    config.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
-                {
-                    if was_waiting && self.has_live_copy(&next) && !resumed.contains(&copies) {
-                        resumed.push(copies);
-                    }
-                    changes.push((i, next));
-                }
-            }
-            for (i, mut next) in changes {
-                // A set that has just resumed also gets its other targets.
-                let targets = table.get(SlotIndex(i as u32)).unwrap_or_default();
-                if let Some(more) =
-                    next.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
-                {
-                    next = more;
-                }
-                slots.set(i, Arc::new(next));
-            }
-            self.slots.insert(copies, slots);
-        }
-        // Copies that had all been away may differ in what was never flushed: every VDI that may have some of
-        // them is taken over anew, which settles them before the first read. By the same owner, so that nobody
-        // else serves while that one does not know it yet.
-        self.renew_owners(&resumed);
-        self.owners_changed = index;
-    }
-
-    /// Where copies belong under the current ring.
-    fn table(&mut self, copies: Copies) -> Arc<PlacementTable> {
-        if let Some(table) = self.placement.get(&copies) {
-            return table.clone();
-        }
-        let nodes: Vec<RingNode> = self
-            .nodes
-            .values()
-            .filter(|n| n.is_target())
-            .map(|n| RingNode {
-                id: n.spec.session.node,
-                zone: n.spec.zone.as_str().into(),
-                vnodes: n.spec.vnodes,
-            })
-            .collect();
-        let ring = Ring::new(&nodes).expect("Join enforces the ring's limits");
-        let table = Arc::new(PlacementTable::new(&ring, self.slot_count(), copies));
-        self.placement.insert(copies, table.clone());
-        table
-    }
-
-    /// Makes the slots of a policy; all are empty, so whoever should hold them is in sync.
-    fn use_policy(&mut self, copies: Copies) {
-        if self.slots.contains_key(&copies) {
-            return;
-        }
-        let table = self.table(copies);
-        let version = self.format.as_ref().map_or(1, |f| f.first_version);
-        let config = |targets: &[NodeId]| {
-            Arc::new(SlotConfig::new(version, targets.iter().filter_map(|n| self.live_disk(*n))))
-        };
-        let slots = table.iter().map(|(_, targets)| config(targets)).collect();
-        self.slots.insert(copies, slots);
-    }
-
-    fn admit(&mut self, session: Session, copies: Copies, admitted: &[(SlotIndex, u64)], seen: u64) -> u32 {
-        if seen < self.owners_changed {
-            return 0;
-        }
-        let table = self.table(copies);
-        let Some(mut slots) = self.slots.get(&copies).cloned() else { return 0 };
-        let mut count = 0;
-        for &(slot, since) in admitted {
-            let Some(config) = slots.get(slot.0 as usize) else { continue };
-            let mut next = SlotConfig::clone(config);
-            let Some(member) = next
-                .members
-                .iter_mut()
-                .find(|m| m.session == session && m.state == MemberState::CatchingUp && m.since == since)
-            else {
-                continue;
-            };
-            next.version += 1;
-            member.state = MemberState::InSync;
-            member.since = next.version;
-            count += 1;
-            let targets = table.get(slot).unwrap_or_default();
-            if let Some(trimmed) =
-                next.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
-            {
-                next = trimmed;
-            }
-            slots.set(slot.0 as usize, Arc::new(next));
-        }
-        self.slots.insert(copies, slots);
-        count
-    }
-
-    fn demote(&mut self, session: Session, copies: Copies, slot: SlotIndex, version: u64) {
-        let Some(slots) = self.slots.get(&copies) else { return };
-        let Some(config) = slots.get(slot.0 as usize) else { return };
-        // Never the last one: better to wait than to forget where the data is.
-        let others =
-            config.in_state(MemberState::InSync).any(|m| m.session != session && self.serves(m.session));
-        if config.version < version || !others {
-            return;
-        }
-        let mut next = SlotConfig::clone(config);
-        let Some(member) = next.members.iter_mut().find(|m| m.session == session) else { return };
-        next.version += 1;
-        member.state = MemberState::CatchingUp;
-        member.since = next.version;
-        let mut slots = slots.clone();
-        slots.set(slot.0 as usize, Arc::new(next));
-        self.slots.insert(copies, slots);
-    }
-
-    fn create_vdi(
-        &mut self,
-        name: &VdiName,
-        size: u64,
-        copies: Option<Copies>,
-        now_ms: u64,
-    ) -> Result<ClusterReply, Refusal> {
-        VdiSize::new(size).map_err(|_| Refusal::BadSize(size))?;
-        if self.names.contains_key(name) {
-            return Err(Refusal::NameTaken(name.clone()));
-        }
-        let copies = copies.or(self.format.as_ref().map(|f| f.copies)).ok_or(Refusal::NotFormatted)?;
-        self.last_vdi = self.last_vdi.checked_add(1).ok_or(Refusal::Exhausted)?;
-        let id = VdiId(self.last_vdi);
-        self.use_policy(copies);
-        self.vdis.insert(
-            id,
-            Vdi {
-                id,
-                name: name.clone(),
-                size,
-                copies,
-                min_copies: copies.min_default(),
-                created_ms: now_ms,
-                root: None,
-                owner: Ownership { generation: Generation(0), session: None },
-                attached: OrdMap::new(),
-                used_objects: 0,
-            },
-        );
-        self.names.insert(name.clone(), id);
-        Ok(ClusterReply::Created(id))
-    }
-
-    fn delete_vdi(&mut self, id: VdiId) -> Result<ClusterReply, Refusal> {
-        let vdi = self.vdis.get(&id).ok_or(Refusal::NoSuchVdi(id))?;
-        if let Some(owner) = vdi.owner.session {
-            return Err(Refusal::InUse(owner.node));
-        }
-        self.names.remove(&vdi.name);
-        self.vdis.remove(&id);
-        Ok(ClusterReply::Done)
-    }
-
-    fn acquire(&mut self, index: u64, id: VdiId, session: Session) -> Result<ClusterReply, Refusal> {
-        self.live(session)?;
-        let vdi = self.vdis.get_mut(&id).ok_or(Refusal::NoSuchVdi(id))?;
-        let owner = match vdi.owner.session {
-            Some(owner) => owner,
-            None => {
-                vdi.owner = Ownership { generation: next(vdi.owner.generation)?, session: Some(session) };
-                self.owners_changed = index;
-                session
-            }
-        };
-        Ok(ClusterReply::Owner { session: owner, generation: vdi.owner.generation })
-    }
-
-    fn release(
-        &mut self,
-        index: u64,
-        id: VdiId,
-        generation: Generation,
-        to: Option<Session>,
-        used: Option<u64>,
-    ) -> Result<ClusterReply, Refusal> {
-        let to = to.filter(|s| self.is_live(*s));
-        let vdi = self.owned(id, generation)?;
-        if let Some(used) = used {
-            vdi.used_objects = used;
-        }
-        vdi.owner = match to {
-            Some(_) => Ownership { generation: next(generation)?, session: to },
-            None => Ownership { generation, session: None },
-        };
-        self.owners_changed = index;
-        Ok(ClusterReply::Done)
     }
 
     /// Checks what must hold after every entry; the text names what does not.
@@ -831,11 +589,8 @@ fn new_node(spec: &NodeSpec, now_ms: u64) -> Node {
     Node { spec: spec.clone(), status: NodeStatus::Up, draining: false, disk_failed: None, since_ms: now_ms }
 }
 
-/// The next generation; a birth has room for 40 bits of it.
-fn next(generation: Generation) -> Result<Generation, Refusal> {
-    let next = generation.0 + 1;
-    if next < 1 << 40 { Ok(Generation(next)) } else { Err(Refusal::Exhausted) }
-}
+mod layout;
+mod vdis;
 
 #[cfg(test)]
 mod golden;

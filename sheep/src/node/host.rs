@@ -159,7 +159,7 @@ impl Host for NodeHost {
                 return Err(FormatError::AlreadyFormatted);
             }
             tracing::warn!(cluster = %format.cluster, "the ring is formatted anew: its VDIs are deleted");
-            return self.reformat(copies, slots).await;
+            return self.lay_out(ClusterEntry::Reformat { copies, slots, now_ms: wall_ms() }).await;
         }
         if let Some(other) = self.membership.known_in_ring() {
             return Err(FormatError::SeedInRing(other.admin));
@@ -181,16 +181,7 @@ impl Host for NodeHost {
             Err(error) => return Err(FormatError::Log(error.to_string())),
         }
         let entry = ClusterEntry::Format { cluster, copies, slots, nodes, now_ms: wall_ms() };
-        match self.ring.log.propose(entry, LOG_PATIENCE).await {
-            Ok((_, ClusterReply::Refused(Refusal::AlreadyFormatted))) => Err(FormatError::AlreadyFormatted),
-            Ok((_, ClusterReply::Refused(refusal))) => Err(FormatError::Log(refusal.to_string())),
-            Ok((index, _)) => {
-                self.context.view.reaches(index).await;
-                self.wait_for_members(index).await;
-                Ok(())
-            }
-            Err(error) => Err(FormatError::Log(error.to_string())),
-        }
+        self.lay_out(entry).await
     }
 
     fn view_is_fresh(&self) -> bool {
@@ -220,13 +211,12 @@ impl Host for NodeHost {
 }
 
 impl NodeHost {
-    async fn reformat(&self, copies: Copies, slots: u32) -> Result<(), FormatError> {
-        if crate::placement::SlotCount::new(slots).is_err() {
-            return Err(FormatError::BadSlots(slots));
-        }
-        let entry = ClusterEntry::Reformat { copies, slots, now_ms: wall_ms() };
+    /// Orders a format, the first or another one, and waits until the members know of it.
+    async fn lay_out(&self, entry: ClusterEntry) -> Result<(), FormatError> {
         match self.ring.log.propose(entry, LOG_PATIENCE).await {
+            Ok((_, ClusterReply::Refused(Refusal::AlreadyFormatted))) => Err(FormatError::AlreadyFormatted),
             Ok((_, ClusterReply::Refused(Refusal::InUse(node)))) => Err(FormatError::InUse(node)),
+            Ok((_, ClusterReply::Refused(Refusal::BadSlots(slots)))) => Err(FormatError::BadSlots(slots)),
             Ok((_, ClusterReply::Refused(refusal))) => Err(FormatError::Log(refusal.to_string())),
             Ok((index, _)) => {
                 self.context.view.reaches(index).await;

@@ -3,7 +3,8 @@
 //! | file | holds |
 //! |---|---|
 //! | `span` | byte range → object ranges; pure |
-//! | `owner` | a VDI at its owner: read, write, zero, flush |
+//! | `owner` | a VDI at its owner: read, write, zero |
+//! | `flush`, `status` | at its owner: making durable; data and holes |
 //! | `object` | one object at its owner: numbering, sending to members, reading |
 //! | `turns` | reads wait for overlapping writes and the reverse |
 //! | `tree`, `map` | the object map and its layout |
@@ -17,6 +18,7 @@
 pub(crate) mod check;
 pub(crate) mod clients;
 pub(crate) mod context;
+mod flush;
 mod map;
 mod object;
 pub(crate) mod owner;
@@ -24,6 +26,7 @@ pub(crate) mod owners;
 pub(crate) mod requests;
 pub(crate) mod span;
 mod stability;
+mod status;
 mod takeover;
 mod tree;
 mod turns;

@@ -15,33 +15,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use prost::Message;
 use tokio::sync::{RwLock, watch};
 use wire::frame::Payload;
 use wire::id::{Birth, Generation, Oid, Session, VdiId};
-use wire::peer::{AppliedRequest, ObjectRef, RequestId, VdiRequest, op};
+use wire::peer::{AppliedRequest, ObjectRef, RequestId};
 use wire::policy::Copies;
 
 use super::clients::Clients;
 use super::context::{Context, LOOK_AGAIN, RETRY_DELAY};
+use super::flush::Dirty;
 use super::map::Entry;
 use super::object::{Change, Object};
 use super::span::{Span, spans};
 use super::stability::Stability;
 use super::tree::Tree;
 use crate::cluster::state::{ClusterState, OBJECT_SIZE};
-use crate::mutant::{Mutant, planted};
-use crate::replica;
-use crate::store::{BlockEntry, Segment};
+use crate::store::Segment;
 
 /// Cells kept for objects that nobody uses at the moment; some 300 bytes each.
 const CELLS_MAX: usize = 32 << 10;
 /// Requests of one client request to different objects at once.
 const PARALLEL: usize = 8;
-/// Objects whose blocks are looked into for one BLOCK_STATUS.
-const STATUS_OBJECTS_MAX: u64 = 64;
-/// Runs after which the answer ends with the object at hand.
-const STATUS_RUNS_ENOUGH: usize = 8;
 
 /// Why a request to an owner failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -71,14 +65,6 @@ struct Cell {
     gate: RwLock<Slot>,
 }
 
-/// What nodes have to make durable at the next flush.
-#[derive(Default)]
-struct Dirty {
-    sessions: HashSet<Session>,
-    /// Nothing is known of what earlier generations left: the first flush goes to everybody (rule 5).
-    everybody: bool,
-}
-
 /// A VDI at its owner.
 pub(crate) struct Owner {
     pub(crate) context: Arc<Context>,
@@ -93,16 +79,16 @@ pub(crate) struct Owner {
     pub(crate) clients: Clients,
     cells: Mutex<HashMap<u64, Arc<Cell>>>,
     births: AtomicU64,
-    dirty: Mutex<Dirty>,
-    flush: tokio::sync::Mutex<u64>,
-    flush_tickets: AtomicU64,
+    pub(super) dirty: Mutex<Dirty>,
+    pub(super) flush: tokio::sync::Mutex<u64>,
+    pub(super) flush_tickets: AtomicU64,
     /// Objects that the map no longer names; removed once that is durable (rule 11).
-    doomed: Mutex<Vec<ObjectRef>>,
+    pub(super) doomed: Mutex<Vec<ObjectRef>>,
     /// Client requests that an earlier owner had applied.
     inherited: Mutex<HashMap<(RequestId, ObjectRef, u32), ()>>,
     inherited_done: AtomicBool,
     waiting: Arc<AtomicU32>,
-    admission: RwLock<()>,
+    pub(super) admission: RwLock<()>,
     released: AtomicBool,
     serving: watch::Sender<bool>,
     /// Who knows that this generation's takeover is done.
@@ -276,15 +262,6 @@ impl Owner {
                 }
             }
             None => self.stability.end(number),
-        }
-    }
-
-    pub(crate) fn mark_dirty(&self, members: &[Session]) {
-        let mut dirty = self.dirty.lock();
-        for member in members {
-            if !dirty.sessions.contains(member) {
-                dirty.sessions.insert(*member);
-            }
         }
     }
 
@@ -478,148 +455,6 @@ impl Owner {
         Ok(())
     }
 
-    /// Makes everything durable that was answered before.
-    pub(crate) async fn flush(&self) -> Result<(), IoFailure> {
-        let _admitted = self.admission.read().await;
-        self.served().await?;
-        self.flush_admitted().await
-    }
-
-    async fn flush_admitted(&self) -> Result<(), IoFailure> {
-        // A flush that begins after this moment covers us, whoever asked for it.
-        let ticket = self.flush_tickets.fetch_add(1, Ordering::AcqRel) + 1;
-        let mut covered = self.flush.lock().await;
-        if *covered >= ticket {
-            return Ok(());
-        }
-        let covers = self.flush_tickets.load(Ordering::Acquire);
-        let doomed = std::mem::take(&mut *self.doomed.lock());
-        let dirty = {
-            let mut dirty = self.dirty.lock();
-            std::mem::take(&mut *dirty)
-        };
-        match self.flush_members(&dirty).await {
-            Ok(()) => {
-                *covered = covers;
-                drop(covered);
-                for name in doomed {
-                    self.remove_object(name).await?;
-                }
-                Ok(())
-            }
-            Err(failure) => {
-                let mut now = self.dirty.lock();
-                now.everybody |= dirty.everybody;
-                now.sessions.extend(dirty.sessions);
-                self.doomed.lock().extend(doomed);
-                Err(failure)
-            }
-        }
-    }
-
-    async fn flush_members(&self, dirty: &Dirty) -> Result<(), IoFailure> {
-        let state = self.current()?;
-        let mut targets = dirty.sessions.clone();
-        if dirty.everybody {
-            let holders = state.nodes().filter(|n| !n.spec.gateway).filter_map(|n| n.live_session());
-            targets.extend(holders.filter(|s| state.serves(*s)));
-        }
-        let skipped = usize::from(planted(Mutant::FlushSkips));
-        let asked = targets.into_iter().skip(skipped).map(|to| self.flush_member(to));
-        futures::future::try_join_all(asked).await.map(drop)
-    }
-
-    /// Until it has flushed, or no longer counts: what it had, the others in sync have too.
-    async fn flush_member(&self, to: Session) -> Result<(), IoFailure> {
-        loop {
-            if !self.current()?.serves(to) {
-                return Ok(());
-            }
-            let fence = wire::peer::Fence { to_start: to.start, ..self.fence(0) };
-            let meta = VdiRequest { fence }.encode_to_vec().into();
-            let asked = self.context.ask(to, op::FLUSH, meta, Payload::empty());
-            tokio::select! {
-                // Dropping the question forgets it; a flush more does no harm.
-                answer = asked => match answer {
-                    Ok(_) => return Ok(()),
-                    Err(_) => tokio::time::sleep(RETRY_DELAY).await,
-                },
-                () = self.gone(to) => {}
-            }
-        }
-    }
-
-    async fn gone(&self, session: Session) {
-        self.context.view.until(|state| !state.serves(session) || !self.is_owner_in(state)).await;
-    }
-
-    /// Data and holes of a range, in turn; may end early.
-    pub(crate) async fn status(&self, offset: u64, len: u64) -> Result<Vec<(u64, bool)>, IoFailure> {
-        let _admitted = self.admission.read().await;
-        self.served().await?;
-        let object = u64::from(OBJECT_SIZE);
-        let end = offset + len;
-        let first = offset / object;
-        let last = end.div_ceil(object);
-        let there = self.allocated(first, last.min(first + (1 << 16))).await?;
-        let end = end.min((first + (1 << 16)) * object);
-        let mut runs: Vec<(u64, bool)> = Vec::new();
-        let mut at = offset;
-        for (looked, (index, entry)) in (0u64..).zip(there) {
-            let start = (index * object).max(offset);
-            let stop = ((index + 1) * object).min(end);
-            push_run(&mut runs, start - at, true);
-            // Clients ask again for the rest, and some for every run: looking further is work done twice.
-            if looked == STATUS_OBJECTS_MAX || runs.len() >= STATUS_RUNS_ENOUGH {
-                return Ok(runs);
-            }
-            for (from, to, hole) in self.holes(index, entry).await? {
-                let (from, to) = (from + index * object, to + index * object);
-                push_run(&mut runs, to.min(stop).saturating_sub(from.max(start)), hole);
-            }
-            at = stop;
-        }
-        push_run(&mut runs, end - at, true);
-        Ok(runs)
-    }
-
-    /// An object's runs of blocks: from, to, whether it is a hole.
-    async fn holes(&self, index: u64, entry: Entry) -> Result<Vec<(u64, u64, bool)>, IoFailure> {
-        let block = wire::checksum::BLOCK_SIZE as u64;
-        let mut runs: Vec<(u64, u64, bool)> = Vec::new();
-        for (i, entry) in (0u32..).zip(self.table(self.data_name(index, entry)).await?) {
-            // A damaged entry is no hole: whoever skips those must read this block, and hear that it is lost.
-            let hole = entry.is_absent(i);
-            let i = u64::from(i);
-            match runs.last_mut() {
-                Some(last) if last.2 == hole => last.1 += block,
-                _ => runs.push((i * block, (i + 1) * block, hole)),
-            }
-        }
-        Ok(runs)
-    }
-
-    /// An object's block table, from this node's own copy if that is in sync.
-    async fn table(&self, name: ObjectRef) -> Result<Vec<BlockEntry>, IoFailure> {
-        let slot = wire::id::SlotIndex(name.slot);
-        let state = self.current()?;
-        let own = self.context.replica.as_ref();
-        if let Some(replica) = own.filter(|r| r.role(&state, self.copies, slot) == replica::Role::InSync)
-            && let Ok(key) = replica::key_of(&name)
-            && let Ok(table) = replica.store().table(&key)
-        {
-            return Ok(table);
-        }
-        let meta = |to: Session, config| {
-            let fence = wire::peer::Fence { to_start: to.start, ..self.fence(config) };
-            wire::peer::ObjectRequest { fence, object: name, offset: 0, len: 0 }.encode_to_vec().into()
-        };
-        let (meta, _) = self.ask_in_sync(slot, op::TABLE, meta).await?;
-        let reply = wire::peer::TableReply::decode(meta).map_err(|_| IoFailure::Io)?;
-        let entry = |e: &[u32]| BlockEntry { crc: e[0], stamp: e[1] };
-        Ok(reply.entries.chunks_exact(2).map(entry).collect())
-    }
-
     /// Stops taking requests and waits for those under way, at most `patience`. `None` if they did not end.
     pub(crate) async fn drain(&self, patience: Duration) -> Option<tokio::sync::RwLockWriteGuard<'_, ()>> {
         let guard = tokio::time::timeout(patience, self.admission.write()).await.ok()?;
@@ -676,15 +511,6 @@ where
         .buffer_unordered(PARALLEL)
         .fold(Ok(()), |all: Result<(), IoFailure>, part| std::future::ready(all.and(part)))
         .await
-}
-
-/// Adds a run; two of a kind become one.
-fn push_run(runs: &mut Vec<(u64, bool)>, len: u64, hole: bool) {
-    match runs.last_mut() {
-        _ if len == 0 => {}
-        Some(last) if last.1 == hole => last.0 += len,
-        _ => runs.push((len, hole)),
-    }
 }
 
 /// Cuts a payload at object borders, and its checksums with it.

@@ -1,0 +1,142 @@
+//! Where copies belong and who is in sync, as members come and go. Pure.
+
+use super::*;
+
+impl ClusterState {
+    /// Brings every slot in line with the members; `moved` if the ring itself is another.
+    pub(super) fn membership_changed(&mut self, index: u64, moved: bool) {
+        self.epoch.0 += 1;
+        if moved {
+            self.placement = OrdMap::new();
+        }
+        let mut resumed = Vec::new();
+        for copies in self.slots.keys().copied().collect::<Vec<_>>() {
+            let table = self.table(copies);
+            let mut slots = self.slots.get(&copies).cloned().unwrap_or_default();
+            let mut changes = Vec::new();
+            for (i, config) in slots.iter().enumerate() {
+                let targets = table.get(SlotIndex(i as u32)).unwrap_or_default();
+                let was_waiting = !config
+                    .in_state(MemberState::InSync)
+                    .any(|m| self.live_disk(m.session.node).is_some_and(|l| l.session == m.session));
+                if let Some(next) =
+                    config.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
+                {
+                    if was_waiting && self.has_live_copy(&next) && !resumed.contains(&copies) {
+                        resumed.push(copies);
+                    }
+                    changes.push((i, next));
+                }
+            }
+            for (i, mut next) in changes {
+                // A set that has just resumed also gets its other targets.
+                let targets = table.get(SlotIndex(i as u32)).unwrap_or_default();
+                if let Some(more) =
+                    next.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
+                {
+                    next = more;
+                }
+                slots.set(i, Arc::new(next));
+            }
+            self.slots.insert(copies, slots);
+        }
+        // Copies that had all been away may differ in what was never flushed: every VDI that may have some of
+        // them is taken over anew, which settles them before the first read. By the same owner, so that nobody
+        // else serves while that one does not know it yet.
+        self.renew_owners(&resumed);
+        self.owners_changed = index;
+    }
+
+    /// Where copies belong under the current ring.
+    pub(super) fn table(&mut self, copies: Copies) -> Arc<PlacementTable> {
+        if let Some(table) = self.placement.get(&copies) {
+            return table.clone();
+        }
+        let nodes: Vec<RingNode> = self
+            .nodes
+            .values()
+            .filter(|n| n.is_target())
+            .map(|n| RingNode {
+                id: n.spec.session.node,
+                zone: n.spec.zone.as_str().into(),
+                vnodes: n.spec.vnodes,
+            })
+            .collect();
+        let ring = Ring::new(&nodes).expect("Join enforces the ring's limits");
+        let table = Arc::new(PlacementTable::new(&ring, self.slot_count(), copies));
+        self.placement.insert(copies, table.clone());
+        table
+    }
+
+    /// Makes the slots of a policy; all are empty, so whoever should hold them is in sync.
+    pub(super) fn use_policy(&mut self, copies: Copies) {
+        if self.slots.contains_key(&copies) {
+            return;
+        }
+        let table = self.table(copies);
+        let version = self.format.as_ref().map_or(1, |f| f.first_version);
+        let config = |targets: &[NodeId]| {
+            Arc::new(SlotConfig::new(version, targets.iter().filter_map(|n| self.live_disk(*n))))
+        };
+        let slots = table.iter().map(|(_, targets)| config(targets)).collect();
+        self.slots.insert(copies, slots);
+    }
+
+    pub(super) fn admit(
+        &mut self,
+        session: Session,
+        copies: Copies,
+        admitted: &[(SlotIndex, u64)],
+        seen: u64,
+    ) -> u32 {
+        if seen < self.owners_changed {
+            return 0;
+        }
+        let table = self.table(copies);
+        let Some(mut slots) = self.slots.get(&copies).cloned() else { return 0 };
+        let mut count = 0;
+        for &(slot, since) in admitted {
+            let Some(config) = slots.get(slot.0 as usize) else { continue };
+            let mut next = SlotConfig::clone(config);
+            let Some(member) = next
+                .members
+                .iter_mut()
+                .find(|m| m.session == session && m.state == MemberState::CatchingUp && m.since == since)
+            else {
+                continue;
+            };
+            next.version += 1;
+            member.state = MemberState::InSync;
+            member.since = next.version;
+            count += 1;
+            let targets = table.get(slot).unwrap_or_default();
+            if let Some(trimmed) =
+                next.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
+            {
+                next = trimmed;
+            }
+            slots.set(slot.0 as usize, Arc::new(next));
+        }
+        self.slots.insert(copies, slots);
+        count
+    }
+
+    pub(super) fn demote(&mut self, session: Session, copies: Copies, slot: SlotIndex, version: u64) {
+        let Some(slots) = self.slots.get(&copies) else { return };
+        let Some(config) = slots.get(slot.0 as usize) else { return };
+        // Never the last one: better to wait than to forget where the data is.
+        let others =
+            config.in_state(MemberState::InSync).any(|m| m.session != session && self.serves(m.session));
+        if config.version < version || !others {
+            return;
+        }
+        let mut next = SlotConfig::clone(config);
+        let Some(member) = next.members.iter_mut().find(|m| m.session == session) else { return };
+        next.version += 1;
+        member.state = MemberState::CatchingUp;
+        member.since = next.version;
+        let mut slots = slots.clone();
+        slots.set(slot.0 as usize, Arc::new(next));
+        self.slots.insert(copies, slots);
+    }
+}

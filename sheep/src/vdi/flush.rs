@@ -1,0 +1,107 @@
+//! Flushes: what was answered before becomes durable at every copy that counts (rules 2 and 5).
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use prost::Message;
+use wire::frame::Payload;
+use wire::id::Session;
+use wire::peer::{VdiRequest, op};
+
+use super::context::RETRY_DELAY;
+use super::owner::{IoFailure, Owner};
+use crate::mutant::{Mutant, planted};
+
+/// What nodes have to make durable at the next flush.
+#[derive(Default)]
+pub(super) struct Dirty {
+    pub(super) sessions: HashSet<Session>,
+    /// Nothing is known of what earlier generations left: the first flush goes to everybody (rule 5).
+    pub(super) everybody: bool,
+}
+
+impl Owner {
+    pub(crate) fn mark_dirty(&self, members: &[Session]) {
+        let mut dirty = self.dirty.lock();
+        for member in members {
+            if !dirty.sessions.contains(member) {
+                dirty.sessions.insert(*member);
+            }
+        }
+    }
+
+    /// Makes everything durable that was answered before.
+    pub(crate) async fn flush(&self) -> Result<(), IoFailure> {
+        let _admitted = self.admission.read().await;
+        self.served().await?;
+        self.flush_admitted().await
+    }
+
+    pub(super) async fn flush_admitted(&self) -> Result<(), IoFailure> {
+        // A flush that begins after this moment covers us, whoever asked for it.
+        let ticket = self.flush_tickets.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut covered = self.flush.lock().await;
+        if *covered >= ticket {
+            return Ok(());
+        }
+        let covers = self.flush_tickets.load(Ordering::Acquire);
+        let doomed = std::mem::take(&mut *self.doomed.lock());
+        let dirty = {
+            let mut dirty = self.dirty.lock();
+            std::mem::take(&mut *dirty)
+        };
+        match self.flush_members(&dirty).await {
+            Ok(()) => {
+                *covered = covers;
+                drop(covered);
+                for name in doomed {
+                    self.remove_object(name).await?;
+                }
+                Ok(())
+            }
+            Err(failure) => {
+                let mut now = self.dirty.lock();
+                now.everybody |= dirty.everybody;
+                now.sessions.extend(dirty.sessions);
+                self.doomed.lock().extend(doomed);
+                Err(failure)
+            }
+        }
+    }
+
+    async fn flush_members(&self, dirty: &Dirty) -> Result<(), IoFailure> {
+        let state = self.current()?;
+        let mut targets = dirty.sessions.clone();
+        if dirty.everybody {
+            let holders = state.nodes().filter(|n| !n.spec.gateway).filter_map(|n| n.live_session());
+            targets.extend(holders.filter(|s| state.serves(*s)));
+        }
+        let skipped = usize::from(planted(Mutant::FlushSkips));
+        let asked = targets.into_iter().skip(skipped).map(|to| self.flush_member(to));
+        futures::future::try_join_all(asked).await.map(drop)
+    }
+
+    /// Until it has flushed, or no longer counts: what it had, the others in sync have too.
+    async fn flush_member(&self, to: Session) -> Result<(), IoFailure> {
+        loop {
+            if !self.current()?.serves(to) {
+                return Ok(());
+            }
+            let fence = wire::peer::Fence { to_start: to.start, ..self.fence(0) };
+            let meta = VdiRequest { fence }.encode_to_vec().into();
+            let asked = self.context.ask(to, op::FLUSH, meta, Payload::empty());
+            tokio::select! {
+                // Dropping the question forgets it; a flush more does no harm.
+                answer = asked => match answer {
+                    Ok(_) => return Ok(()),
+                    Err(_) => tokio::time::sleep(RETRY_DELAY).await,
+                },
+                () = self.gone(to) => {}
+            }
+        }
+    }
+
+    async fn gone(&self, session: Session) {
+        self.context.view.until(|state| !state.serves(session) || !self.is_owner_in(state)).await;
+    }
+}
