@@ -3,11 +3,12 @@
 //! Not whole rings, which `sheep/src/sim/` simulates: the cluster state machine is the real one, the copies are
 //! numbers. A copy holds the
 //! version of the last write it applied, and of the last one that is durable. What must hold: whoever the
-//! state calls in sync holds every acknowledged write, and after losses of power every flushed one.
+//! state calls in sync holds every acknowledged write as long as anybody has kept it in memory who was in sync,
+//! and every flushed one for ever.
 //!
 //! `SEED=s` replays one history and prints it; `SEEDS=n FIRST=s` runs many. The last line counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -32,6 +33,8 @@ enum Mutant {
     AckAtOne,
     /// A restart keeps its place in the in-sync set whatever was lost.
     TrustRestart,
+    /// A flush is answered though too few are in sync.
+    FlushBelowMin,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,11 +49,13 @@ struct Process {
     boot: u128,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Promise {
     next: u64,
     acknowledged: u64,
     flushed: u64,
+    /// Who has kept in memory, or made durable since, all that is acknowledged and was ever in sync with it.
+    keepers: BTreeSet<u64>,
 }
 
 struct World {
@@ -103,7 +108,17 @@ impl World {
 
     fn apply(&mut self, entry: ClusterEntry) -> ClusterReply {
         self.index += 1;
-        self.state.apply_entry(self.index, &entry)
+        let reply = self.state.apply_entry(self.index, &entry);
+        for slot in 0..SLOTS {
+            let config = self.state.slot(copies(), SlotIndex(slot)).expect("formatted");
+            let serving = config.in_state(MemberState::InSync).filter(|m| self.state.serves(m.session));
+            let serving: BTreeSet<u64> = serving.map(|m| m.session.node.0).collect();
+            if serving.len() >= MIN_COPIES {
+                // More may be acknowledged without whoever else there was.
+                self.promises.get_mut(&slot).expect("known").keepers.retain(|n| serving.contains(n));
+            }
+        }
+        reply
     }
 
     fn config(&self, slot: u32) -> SlotConfig {
@@ -160,14 +175,17 @@ impl World {
             if reached { applied += 1 } else { missing += 1 }
         }
         if missing == 0 || (self.mutant == Mutant::AckAtOne && applied > 0) {
-            self.promises.get_mut(&slot).expect("known").acknowledged = version;
+            let in_sync = config.in_state(MemberState::InSync).map(|m| m.session.node.0).collect();
+            let promise = self.promises.get_mut(&slot).expect("known");
+            (promise.acknowledged, promise.keepers) = (version, in_sync);
         }
     }
 
     fn flush(&mut self, slot: u32) {
         let config = self.config(slot);
         let serving = config.in_state(MemberState::InSync).filter(|m| self.state.serves(m.session)).count();
-        if serving == 0 || !config.members.iter().all(|m| self.answers(m.session)) {
+        let needed = if self.mutant == Mutant::FlushBelowMin { 1 } else { MIN_COPIES };
+        if serving < needed || !config.members.iter().all(|m| self.answers(m.session)) {
             return;
         }
         self.settle(slot);
@@ -189,6 +207,10 @@ impl World {
                 let copy = *self.copy(node, slot);
                 let kept = self.rng.random_range(copy.durable..=copy.written.max(copy.durable));
                 *self.copy(node, slot) = Copy { written: kept, durable: kept };
+                let promise = self.promises.get_mut(&slot).expect("known");
+                if promise.keepers.remove(&node) && promise.keepers.is_empty() {
+                    promise.acknowledged = promise.flushed;
+                }
             }
         }
         if self.mutant == Mutant::TrustRestart && power_lost {
@@ -196,23 +218,8 @@ impl World {
             self.processes.get_mut(&node).expect("known").boot -= 1;
         }
         let spec = self.spec(node);
-        let before: Vec<SlotConfig> = (0..SLOTS).map(|s| self.config(s)).collect();
-        self.apply(ClusterEntry::Join { node: spec.clone(), now_ms: 0 });
-        for (slot, before) in (0..SLOTS).zip(before) {
-            let config = self.config(slot);
-            let resumed = config.member(spec.session).is_some_and(|m| m.state == MemberState::InSync);
-            if !resumed {
-                continue;
-            }
-            self.settle(slot);
-            let newest = self.in_sync(slot).iter().map(|n| self.copy(*n, slot).written).max().unwrap_or(0);
-            let unbroken = before.on_node(NodeId(node)).is_some_and(|m| m.boot == spec.boot);
-            let promise = self.promises.get_mut(&slot).expect("known");
-            if !unbroken {
-                // Everybody who had it lost power: what was never flushed may be gone.
-                promise.acknowledged = promise.acknowledged.min(newest);
-            }
-        }
+        self.apply(ClusterEntry::Join { node: spec, now_ms: 0 });
+        (0..SLOTS).for_each(|slot| self.settle(slot));
     }
 
     fn catch_up(&mut self, node: u64) {
@@ -237,6 +244,13 @@ impl World {
             ready.push((SlotIndex(slot), member.since));
         }
         self.apply(ClusterEntry::Admit { session, copies: copies(), slots: ready, seen });
+        for slot in 0..SLOTS {
+            let admitted = self.in_sync(slot).contains(&node);
+            let promise = self.promises.get_mut(&slot).expect("known");
+            if admitted && !promise.keepers.is_empty() {
+                promise.keepers.insert(node);
+            }
+        }
     }
 
     fn step(&mut self) {
@@ -285,6 +299,14 @@ impl World {
                 format!("drain {node}: {on}")
             }
         };
+        if let Ok(slot) = std::env::var("SLOT") {
+            let slot = slot.parse().expect("SLOT is a number");
+            let (config, promise) = (self.config(slot), &self.promises[&slot]);
+            self.story.push(format!(
+                "  {promise:?} {:?} {config:?}",
+                self.copies.iter().filter(|((_, s), _)| *s == slot).collect::<Vec<_>>()
+            ));
+        }
         self.story.push(what);
     }
 
@@ -361,7 +383,7 @@ fn who_is_in_sync_holds_what_was_promised() {
 
 #[test]
 fn bugs_put_in_on_purpose_are_caught() {
-    for mutant in [Mutant::AdmitEarly, Mutant::AckAtOne, Mutant::TrustRestart] {
+    for mutant in [Mutant::AdmitEarly, Mutant::AckAtOne, Mutant::TrustRestart, Mutant::FlushBelowMin] {
         let caught = (1..=40).find(|seed| run(*seed, mutant).is_err());
         assert!(caught.is_some(), "{mutant:?} was not caught within 40 seeds");
     }

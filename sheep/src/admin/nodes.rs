@@ -39,6 +39,9 @@ pub(super) fn held(state: &ClusterState) -> BTreeMap<NodeId, Held> {
                 MemberState::CatchingUp | MemberState::Returned => held.catching_up += 1,
             }
         }
+        for one in config.eligible.iter().filter(|e| config.on_node(e.node).is_none()) {
+            all.entry(one.node).or_default().catching_up += 1;
+        }
     }
     all
 }

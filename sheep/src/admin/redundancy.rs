@@ -63,7 +63,9 @@ fn finding(
             .members
             .iter()
             .filter(|m| m.state != MemberState::CatchingUp)
-            .map(|m| m.session.node.to_string())
+            .map(|m| m.session.node)
+            .chain(config.eligible.iter().map(|e| e.node))
+            .map(|node| node.to_string())
             .collect();
         let text = match last.is_empty() {
             true => format!("slot {copies}/{slot} was never given to a node: none was there"),

@@ -323,6 +323,7 @@ impl ClusterState {
                 if let Some(node) = self.nodes.get_mut(&session.node) {
                     node.disk_failed.get_or_insert_with(|| reason.clone());
                 }
+                self.distrust(session.node);
                 self.membership_changed(index, true);
                 Ok(ClusterReply::Done)
             }
@@ -489,7 +490,7 @@ impl ClusterState {
             .slots()
             .filter(|(_, _, config)| {
                 let here = config.on_node(id).is_some_and(|m| m.state != MemberState::CatchingUp);
-                here && (alive || !self.has_live_copy(config))
+                if alive { here || config.is_eligible(id) } else { here && !self.has_live_copy(config) }
             })
             .count();
         if held > 0 {
@@ -499,6 +500,7 @@ impl ClusterState {
         self.end_session(session, 0);
         self.nodes.remove(&id);
         self.removed.insert(id);
+        self.forget_eligible(id);
         self.membership_changed(index, true);
         Ok(ClusterReply::Done)
     }
@@ -506,6 +508,12 @@ impl ClusterState {
     /// Whether a slot has an in-sync copy on a live node.
     pub fn has_live_copy(&self, config: &SlotConfig) -> bool {
         config.in_state(MemberState::InSync).any(|m| self.serves(m.session))
+    }
+
+    /// Whether enough copies are in sync on live nodes for writes to be acknowledged.
+    pub fn is_enough(&self, copies: Copies, config: &SlotConfig) -> bool {
+        let in_sync = config.in_state(MemberState::InSync).filter(|m| self.serves(m.session)).count();
+        in_sync >= usize::from(copies.min_default())
     }
 
     /// Whether a slot is on record but nobody who may be read is there.
@@ -522,48 +530,6 @@ impl ClusterState {
         let node = self.nodes.get(&id)?;
         let session = node.live_session().filter(|_| node.disk_failed.is_none())?;
         Some(Live { session, boot: node.spec.boot })
-    }
-
-    /// Checks what must hold after every entry; the text names what does not.
-    pub fn validate(&self) -> Result<(), String> {
-        for (copies, slot, config) in self.slots() {
-            let mut nodes: Vec<NodeId> = config.members.iter().map(|m| m.session.node).collect();
-            nodes.sort_unstable();
-            nodes.dedup();
-            if nodes.len() != config.members.len() {
-                return Err(format!("slot {copies}/{slot} has a node twice: {config:?}"));
-            }
-            if config.members.iter().any(|m| m.since > config.version) {
-                return Err(format!("slot {copies}/{slot} has a member from the future: {config:?}"));
-            }
-            let live = self.has_live_copy(config);
-            for m in &config.members {
-                let alive = self.serves(m.session);
-                let fits = match m.state {
-                    MemberState::InSync => alive || !live,
-                    MemberState::CatchingUp => alive && live,
-                    MemberState::Returned => alive && !live,
-                };
-                if !fits {
-                    return Err(format!("slot {copies}/{slot} keeps {m:?} against the members: {config:?}"));
-                }
-            }
-        }
-        for vdi in self.vdis() {
-            if self.names.get(&vdi.name) != Some(&vdi.id) || vdi.id.0 > self.last_vdi {
-                return Err(format!("VDI {} is not listed under its name", vdi.id));
-            }
-            if vdi.owner.session.is_some_and(|s| !self.is_live(s)) {
-                return Err(format!("VDI {} is owned by a session that is over", vdi.id));
-            }
-            if !self.slots.contains_key(&vdi.copies) {
-                return Err(format!("VDI {} has no slots for its {} copies", vdi.id, vdi.copies));
-            }
-        }
-        if self.names.len() != self.vdis.len() {
-            return Err("names and VDIs differ in number".to_owned());
-        }
-        Ok(())
     }
 
     /// The state as bytes, for the log's snapshots.
@@ -590,6 +556,7 @@ fn new_node(spec: &NodeSpec, now_ms: u64) -> Node {
 }
 
 mod layout;
+mod validate;
 mod vdis;
 
 #[cfg(test)]

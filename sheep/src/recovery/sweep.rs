@@ -25,7 +25,7 @@ impl Recovery {
         for (copies, slot) in store.list_slots() {
             let Some(config) = state.slot(copies, slot) else { continue };
             // On record in any way, by this session or an earlier one, means that it may still count.
-            if config.on_node(me).is_none() && state.has_live_copy(config) {
+            if !config.is_on_record(me) && state.has_live_copy(config) {
                 if !store.list_slot(copies, slot)?.is_empty() {
                     tracing::debug!(%copies, %slot, "dropping a slot that others hold now");
                     store.remove_slot(copies, slot)?;

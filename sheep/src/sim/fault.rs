@@ -183,7 +183,8 @@ pub(super) fn finish(world: &mut World, desk: &Desk) {
 }
 
 /// Cuts the power of machines at one moment. If that leaves a slot without anybody who still has what was in
-/// sync, the oracle is told that what was not flushed may be gone.
+/// sync, the oracle is told what may be gone: all that was not flushed, or, where an eligible one still has
+/// what was acknowledged, what was seen besides.
 fn lose_power(world: &mut World, desk: &Desk, victims: &[Machine]) {
     let known = world.known.clone();
     for victim in victims {
@@ -195,16 +196,24 @@ fn lose_power(world: &mut World, desk: &Desk, victims: &[Machine]) {
     }
     let Some(state) = known else { return };
     let boots = world.boots();
-    let lost = state.slots().any(|(_, _, config)| {
+    let (mut blurred, mut ruined) = (false, false);
+    for (_, _, config) in state.slots() {
         let mut in_sync = config.members.iter().filter(|m| m.state == MemberState::InSync);
-        !in_sync.any(|m| {
+        let kept = in_sync.any(|m| {
             let spec = state.node(m.session.node).map(|n| &n.spec).filter(|s| s.session == m.session);
             boots.contains(&m.boot) || spec.is_some_and(|s| boots.contains(&s.boot))
-        })
-    });
-    if lost {
-        world.story.tell("nobody has kept all that was in sync");
+        });
+        if !kept {
+            let eligible = config.eligible.iter().any(|e| boots.contains(&e.boot));
+            (blurred, ruined) = (blurred || eligible, ruined || !eligible);
+        }
+    }
+    if ruined {
+        world.story.tell("nobody has kept all that was acknowledged");
         desk.oracle.lock().ruined();
+    } else if blurred {
+        world.story.tell("nobody has kept all that was in sync, but somebody all that was acknowledged");
+        desk.oracle.lock().blurred();
     }
 }
 

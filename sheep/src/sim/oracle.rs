@@ -9,7 +9,9 @@
 //!   certain.
 //!
 //! After a loss of power of everybody who held a slot ("ruin") only what was flushed before is certain, and
-//! what has been seen since. Writes without an answer may happen once, whenever.
+//! what has been seen since. Where somebody still holds what was acknowledged, though not all that was seen
+//! ("blur"), only what was seen and neither acknowledged nor flushed may go. Writes without an answer may
+//! happen once, whenever.
 
 use std::collections::BTreeMap;
 
@@ -33,31 +35,42 @@ struct Write {
     reads: Vec<(Moment, Moment)>,
 }
 
+/// When what was not flushed last became uncertain.
+#[derive(Debug, Clone, Copy, Default)]
+struct Losses {
+    /// Everybody who held something lost power.
+    ruin: Moment,
+    /// So did everybody who held all that was seen; never before `ruin`.
+    blur: Moment,
+}
+
 impl Write {
-    /// When it was there for certain, first of all, as far as it matters after `ruin`.
-    fn there(&self, ruin: Moment) -> Option<Moment> {
-        let read = self.reads.iter().map(|(_, to)| *to).filter(|to| *to > ruin).min();
+    /// When it was there for certain, first of all, as far as it matters after `losses`.
+    fn there(&self, losses: Losses) -> Option<Moment> {
+        let read = self.reads.iter().map(|(_, to)| *to).filter(|to| *to > losses.blur).min();
         self.acknowledged.into_iter().chain(read).min()
     }
 
     /// Whether it has come between a value that was there at `there` and a read begun at `begun`.
-    fn came_between(&self, there: Moment, begun: Moment, ruin: Moment) -> bool {
-        let lasting = self.flushed.is_some_and(|at| at <= ruin);
-        let certain = |at: Moment| at <= begun && (at > ruin || lasting);
-        let acknowledged = self.acknowledged.is_some_and(certain);
-        let seen = self.reads.iter().any(|(_, to)| certain(*to));
+    fn came_between(&self, there: Moment, begun: Moment, losses: Losses) -> bool {
+        let certain = |at: Moment, lost: Moment| {
+            at <= begun && (at > lost || self.flushed.is_some_and(|flushed| flushed <= lost))
+        };
+        let acknowledged = self.acknowledged.is_some_and(|at| certain(at, losses.ruin));
+        // What was acknowledged and seen later than that is as certain as what was acknowledged.
+        let lost = if acknowledged { losses.ruin } else { losses.blur };
+        let seen = self.reads.iter().any(|(_, to)| certain(*to, lost));
         if self.from >= there && (acknowledged || seen) {
             return true;
         }
-        self.reads.iter().any(|(from, to)| *from >= there && certain(*to))
+        self.reads.iter().any(|(from, to)| *from >= there && certain(*to, lost))
     }
 }
 
 /// All sectors of one VDI.
 pub(super) struct Oracle {
     now: Moment,
-    /// When everybody who held something last lost power.
-    ruin: Moment,
+    losses: Losses,
     sectors: BTreeMap<u64, Vec<Write>>,
     next_stamp: Stamp,
     pub(super) counts: Counts,
@@ -72,6 +85,7 @@ pub(super) struct Counts {
     pub(super) reads: u64,
     pub(super) flushes: u64,
     pub(super) ruins: u64,
+    pub(super) blurs: u64,
 }
 
 /// A write under way.
@@ -87,7 +101,7 @@ impl Oracle {
     pub(super) fn new() -> Self {
         Self {
             now: 1,
-            ruin: 0,
+            losses: Losses::default(),
             sectors: BTreeMap::new(),
             next_stamp: 1,
             counts: Counts::default(),
@@ -133,15 +147,15 @@ impl Oracle {
 
     /// A flush that was sent at `from` is acknowledged.
     pub(super) fn flushed(&mut self, from: Moment) {
-        let (now, ruin) = (self.moment(), self.ruin);
+        let (now, losses) = (self.moment(), self.losses);
         self.counts.flushes += 1;
-        if ruin > from {
+        if losses.blur > from {
             return;
         }
         for write in self.sectors.values_mut().flatten() {
             // Only what was surely there when the flush began, and not taken back since.
-            let acknowledged = write.acknowledged.is_some_and(|at| at <= from && at > ruin);
-            let seen = write.reads.iter().any(|(_, to)| *to <= from && *to > ruin);
+            let acknowledged = write.acknowledged.is_some_and(|at| at <= from && at > losses.ruin);
+            let seen = write.reads.iter().any(|(_, to)| *to <= from && *to > losses.blur);
             if acknowledged || seen {
                 write.flushed.get_or_insert(now);
             }
@@ -150,15 +164,22 @@ impl Oracle {
 
     /// Everybody who held something has lost power.
     pub(super) fn ruined(&mut self) {
-        self.ruin = self.moment();
+        let now = self.moment();
+        self.losses = Losses { ruin: now, blur: now };
         self.counts.ruins += 1;
+    }
+
+    /// Everybody who held all that was seen has lost power; somebody holds what was acknowledged.
+    pub(super) fn blurred(&mut self) {
+        self.losses.blur = self.moment();
+        self.counts.blurs += 1;
     }
 
     /// A read that was sent at `from` returned `stamp` in a sector; `None` if that is no value at all.
     pub(super) fn read(&mut self, index: u64, stamp: Option<Stamp>, from: Moment) {
         let to = self.moment();
         // What happened to a read during a ruin is not looked into too closely.
-        let (ruin, straddles) = (self.ruin, self.ruin > from);
+        let (losses, straddles) = (self.losses, self.losses.blur > from);
         self.counts.reads += 1;
         let writes = self.sector(index);
         let Some(stamp) = stamp else {
@@ -169,8 +190,8 @@ impl Oracle {
             return self.broken.push(format!("sector {index}: the value {stamp} of another sector"));
         }
         let between = |w: &Write| {
-            let there = w.there(ruin)?;
-            let later = |v: &&Write| v.from != w.from && v.came_between(there, from, ruin);
+            let there = w.there(losses)?;
+            let later = |v: &&Write| v.from != w.from && v.came_between(there, from, losses);
             writes.iter().find(later).map(|v| (there, v.clone()))
         };
         let verdicts: Vec<Option<(Moment, Write)>> = candidates.iter().map(|w| between(w)).collect();
@@ -254,5 +275,16 @@ mod tests {
         oracle.ruined();
         assert_eq!(read(&mut oracle, three), 1);
         assert_eq!(read(&mut oracle, four), 0);
+    }
+
+    #[test]
+    fn a_blur_takes_back_what_was_only_seen() {
+        let mut oracle = Oracle::new();
+        let one = done(&mut oracle, false);
+        let two = oracle.write(7, 1, false).stamp;
+        assert_eq!(read(&mut oracle, two), 0);
+        oracle.blurred();
+        assert_eq!(read(&mut oracle, 0), 1, "another was acknowledged");
+        assert_eq!(read(&mut oracle, one), 0);
     }
 }

@@ -84,6 +84,8 @@ struct FileNode {
     len: u64,
     durable: BTreeMap<u64, Sector>,
     durable_len: u64,
+    /// Lengths since the last sync, in order, and whether each was reached by writing on, sector by sector.
+    lengths: Vec<(u64, bool)>,
     /// Contents of each sector changed since the last sync, in order.
     history: BTreeMap<u64, Vec<Sector>>,
 }
@@ -244,7 +246,11 @@ impl FileNode {
             });
             done += step;
         }
-        self.len = self.len.max(offset + data.len() as u64);
+        let end = offset + data.len() as u64;
+        if end > self.len {
+            self.len = end;
+            self.lengths.push((end, true));
+        }
     }
 
     fn clear(&mut self, offset: u64, end: u64) {
@@ -272,6 +278,7 @@ impl FileNode {
             self.clear(len, self.len);
         }
         self.len = len;
+        self.lengths.push((len, false));
     }
 
     fn sync(&mut self) {
@@ -287,6 +294,7 @@ impl FileNode {
             }
         }
         self.durable_len = self.len;
+        self.lengths.clear();
     }
 
     fn cut(&mut self, rng: &mut StdRng) {
@@ -296,12 +304,14 @@ impl FileNode {
                 self.durable.insert(index, contents[choice - 1]);
             }
         }
-        let (low, high) = (self.durable_len.min(self.len), self.durable_len.max(self.len));
-        self.len = match rng.random_range(0..3) {
-            0 => self.durable_len,
-            1 => self.len,
-            _ => rng.random_range(low..=high),
-        };
+        // A length that is set is there whole or not at all; writing on may have come part of the way.
+        let reached = rng.random_range(0..=self.lengths.len());
+        self.len = reached.checked_sub(1).map_or(self.durable_len, |last| self.lengths[last].0);
+        if let Some((next, true)) = self.lengths.get(reached).copied() {
+            let sectors = (next - self.len) / SECTOR;
+            let from = self.len.next_multiple_of(SECTOR);
+            self.len = (from + rng.random_range(0..=sectors) * SECTOR).min(next);
+        }
         self.durable_len = self.len;
         self.now = self.durable.clone();
         self.clear(self.len, u64::MAX - SECTOR);

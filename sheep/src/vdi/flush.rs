@@ -1,14 +1,17 @@
 //! Flushes: what was answered before becomes durable at every copy that counts (rules 2 and 5).
+//!
+//! As a write, a flush is answered only while enough copies are in sync: who was one of them then, and comes
+//! to be trusted again when the others have lost their memory, has all that was flushed on its disk.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use prost::Message;
 use wire::frame::Payload;
-use wire::id::Session;
+use wire::id::{Session, SlotIndex};
 use wire::peer::{VdiRequest, op};
 
-use super::context::RETRY_DELAY;
+use super::context::{LOOK_AGAIN, RETRY_DELAY};
 use super::owner::{IoFailure, Owner};
 use crate::mutant::{Mutant, planted};
 
@@ -16,13 +19,16 @@ use crate::mutant::{Mutant, planted};
 #[derive(Default)]
 pub(super) struct Dirty {
     pub(super) sessions: HashSet<Session>,
+    /// Where it lies.
+    pub(super) slots: HashSet<SlotIndex>,
     /// Nothing is known of what earlier generations left: the first flush goes to everybody (rule 5).
     pub(super) everybody: bool,
 }
 
 impl Owner {
-    pub(crate) fn mark_dirty(&self, members: &[Session]) {
+    pub(crate) fn mark_dirty(&self, slot: SlotIndex, members: &[Session]) {
         let mut dirty = self.dirty.lock();
+        dirty.slots.insert(slot);
         for member in members {
             if !dirty.sessions.contains(member) {
                 dirty.sessions.insert(*member);
@@ -63,6 +69,7 @@ impl Owner {
                 let mut now = self.dirty.lock();
                 now.everybody |= dirty.everybody;
                 now.sessions.extend(dirty.sessions);
+                now.slots.extend(dirty.slots);
                 self.doomed.lock().extend(doomed);
                 Err(failure)
             }
@@ -78,7 +85,32 @@ impl Owner {
         }
         let skipped = usize::from(planted(Mutant::FlushSkips));
         let asked = targets.into_iter().skip(skipped).map(|to| self.flush_member(to));
-        futures::future::try_join_all(asked).await.map(drop)
+        futures::future::try_join_all(asked).await?;
+        self.enough_copies_of(dirty).await
+    }
+
+    /// Waits until every slot that is flushed has enough copies in sync. Whoever came to be one of them since
+    /// was admitted with a durable copy.
+    async fn enough_copies_of(&self, dirty: &Dirty) -> Result<(), IoFailure> {
+        let mut waiting = None;
+        loop {
+            let state = self.current()?;
+            let enough = if dirty.everybody {
+                // A slot that never had a member has nothing to flush.
+                let mut slots = state
+                    .slots()
+                    .filter(|(copies, _, config)| *copies == self.copies && !config.members.is_empty());
+                slots.all(|(copies, _, config)| state.is_enough(copies, config))
+            } else {
+                let mut slots = dirty.slots.iter().filter_map(|slot| state.slot(self.copies, *slot));
+                slots.all(|config| state.is_enough(self.copies, config))
+            };
+            if enough || planted(Mutant::FlushBelowMin) {
+                return Ok(());
+            }
+            waiting.get_or_insert_with(|| self.waiting_for_copies());
+            self.context.view.change(LOOK_AGAIN).await;
+        }
     }
 
     /// Until it has flushed, or no longer counts: what it had, the others in sync have too.

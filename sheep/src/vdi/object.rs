@@ -212,7 +212,7 @@ impl Owner {
             .await;
         self.finished(number, request);
         let members = result?;
-        self.mark_dirty(&members);
+        self.mark_dirty(object.slot, &members);
         Ok(())
     }
 

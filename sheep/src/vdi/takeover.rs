@@ -397,7 +397,7 @@ impl Owner {
             // Whatever it was, the copies are looked at again.
             self.context.view.change(RETRY_DELAY).await;
         }
-        self.mark_dirty(&[to]);
+        self.mark_dirty(SlotIndex(object.slot), &[to]);
         Ok(())
     }
 }

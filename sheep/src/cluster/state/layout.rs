@@ -19,9 +19,7 @@ impl ClusterState {
                 let was_waiting = !config
                     .in_state(MemberState::InSync)
                     .any(|m| self.live_disk(m.session.node).is_some_and(|l| l.session == m.session));
-                if let Some(next) =
-                    config.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
-                {
+                if let Some(next) = config.reconfigured(|n| self.live_disk(n), targets, copies) {
                     if was_waiting && self.has_live_copy(&next) && !resumed.contains(&copies) {
                         resumed.push(copies);
                     }
@@ -31,9 +29,7 @@ impl ClusterState {
             for (i, mut next) in changes {
                 // A set that has just resumed also gets its other targets.
                 let targets = table.get(SlotIndex(i as u32)).unwrap_or_default();
-                if let Some(more) =
-                    next.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
-                {
+                if let Some(more) = next.reconfigured(|n| self.live_disk(n), targets, copies) {
                     next = more;
                 }
                 slots.set(i, Arc::new(next));
@@ -110,9 +106,7 @@ impl ClusterState {
             member.since = next.version;
             count += 1;
             let targets = table.get(slot).unwrap_or_default();
-            if let Some(trimmed) =
-                next.reconfigured(|n| self.live_disk(n), targets, usize::from(copies.get()))
-            {
+            if let Some(trimmed) = next.reconfigured(|n| self.live_disk(n), targets, copies) {
                 next = trimmed;
             }
             slots.set(slot.0 as usize, Arc::new(next));
@@ -135,8 +129,36 @@ impl ClusterState {
         next.version += 1;
         member.state = MemberState::CatchingUp;
         member.since = next.version;
+        next.eligible.retain(|e| e.node != session.node);
         let mut slots = slots.clone();
         slots.set(slot.0 as usize, Arc::new(next));
         self.slots.insert(copies, slots);
+    }
+
+    /// What a node's failing disk had not written is gone, though its boot goes on.
+    pub(super) fn distrust(&mut self, node: NodeId) {
+        self.edit_slots(|config| {
+            config.members.iter_mut().filter(|m| m.session.node == node).for_each(|m| m.boot = 0);
+            config.eligible.iter_mut().filter(|e| e.node == node).for_each(|e| e.boot = 0);
+        });
+    }
+
+    /// A node that is gone for good is waited for no longer.
+    pub(super) fn forget_eligible(&mut self, node: NodeId) {
+        self.edit_slots(|config| config.eligible.retain(|e| e.node != node));
+    }
+
+    fn edit_slots(&mut self, edit: impl Fn(&mut SlotConfig)) {
+        for (copies, mut slots) in self.slots.clone() {
+            for i in 0..slots.len() {
+                let mut config = SlotConfig::clone(&slots[i]);
+                edit(&mut config);
+                if config != *slots[i] {
+                    config.version += 1;
+                    slots.set(i, Arc::new(config));
+                }
+            }
+            self.slots.insert(copies, slots);
+        }
     }
 }
