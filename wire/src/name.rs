@@ -26,7 +26,7 @@ pub enum NameError {
     #[error("a VDI name cannot contain {0:?}")]
     Character(char),
     /// A `,key=value` part of an export name that is not known or not well formed.
-    #[error("{0:?} is not an export option: known is attach=CLIENT:GENERATION")]
+    #[error("{0:?} is not an export option: known are attach=CLIENT:GENERATION and ro=1")]
     Option(String),
     /// An option given twice.
     #[error("export option {0:?} is given twice")]
@@ -97,6 +97,8 @@ pub struct ExportName {
     pub vdi: VdiName,
     /// From `attach=CLIENT:GENERATION`.
     pub attach: Option<Attach>,
+    /// From `ro=1`: nothing may be written through it.
+    pub read_only: bool,
 }
 
 impl FromStr for ExportName {
@@ -109,17 +111,21 @@ impl FromStr for ExportName {
             return Err(NameError::Snapshot(name.to_owned()));
         }
         let vdi = name.parse()?;
-        let mut attach = None;
+        let mut export = Self { vdi, attach: None, read_only: false };
         for part in parts {
-            let Some(value) = part.strip_prefix("attach=") else {
-                return Err(NameError::Option(part.to_owned()));
+            let bad = || NameError::Option(part.to_owned());
+            let (key, value) = part.split_once('=').ok_or_else(bad)?;
+            let given = match key {
+                "attach" => export.attach.replace(parse_attach(value).ok_or_else(bad)?).is_some(),
+                // There is no way to say "no": who wants to write leaves it out.
+                "ro" if value == "1" => std::mem::replace(&mut export.read_only, true),
+                _ => return Err(bad()),
             };
-            if attach.is_some() {
-                return Err(NameError::Repeated("attach".to_owned()));
+            if given {
+                return Err(NameError::Repeated(key.to_owned()));
             }
-            attach = Some(parse_attach(value).ok_or_else(|| NameError::Option(part.to_owned()))?);
         }
-        Ok(Self { vdi, attach })
+        Ok(export)
     }
 }
 
@@ -169,5 +175,21 @@ mod tests {
         ] {
             assert!(bad.parse::<ExportName>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_export_name_may_ask_for_a_read_only_export() {
+        assert!(!"vol".parse::<ExportName>().expect("good").read_only);
+        assert!("vol,ro=1".parse::<ExportName>().expect("good").read_only);
+        for both in ["vol,ro=1,attach=a:7", "vol,attach=a:7,ro=1"] {
+            let export: ExportName = both.parse().expect("good");
+            assert_eq!((export.read_only, export.attach.map(|a| a.generation)), (true, Some(7)), "{both}");
+        }
+        for bad in ["vol,ro", "vol,ro=", "vol,ro=0", "vol,ro=true", "vol,ro=11", "vol,RO=1", "vol, ro=1"] {
+            let error = bad.parse::<ExportName>().expect_err(bad).to_string();
+            assert!(error.contains("ro=1"), "{bad}: {error}");
+        }
+        let twice = "vol,ro=1,ro=1".parse::<ExportName>();
+        assert_eq!(twice, Err(NameError::Repeated("ro".to_owned())));
     }
 }

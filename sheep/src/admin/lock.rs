@@ -25,7 +25,7 @@ fn lock(state: &ClusterState, open: &OpenConnection) -> Option<Lock> {
         attach_client: connection.attach_client.clone(),
         attach_generation: connection.attach_generation,
         opened_ms: open.opened_ms,
-        read_only: false,
+        read_only: open.read_only,
     })
 }
 

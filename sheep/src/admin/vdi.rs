@@ -14,7 +14,7 @@ use wire::admin::{
     ObjectReply, ObjectRequest, ReadVdiReply, ReadVdiRequest, VdiInfo, VdiInfoRequest, VdiReply,
     WriteVdiReply, WriteVdiRequest,
 };
-use wire::name::VdiName;
+use wire::name::{ExportName, VdiName};
 
 use super::stream::Answers;
 use super::{Admin, error, request};
@@ -72,10 +72,10 @@ impl Admin {
                 .hint("see `dog cluster info` for whether a majority of the voters is up")
         };
         let (gateway, tasks, cancel) = (self.gateway.clone(), self.tasks.clone(), self.cancel.clone());
-        let wanted = name.clone();
+        let wanted = ExportName { vdi: name.clone(), attach: None, read_only: false };
         let opening = self.tasks.spawn(async move {
             let opened = tokio::select! {
-                opened = tokio::time::timeout(OPEN_MAX, gateway.open(&wanted, CLIENT, None)) => opened.ok()?,
+                opened = tokio::time::timeout(OPEN_MAX, gateway.open(&wanted, CLIENT)) => opened.ok()?,
                 () = cancel.cancelled() => Err(OpenError::ShuttingDown),
             };
             Some(opened.map(|handle| Arc::new(OpenVdi { handle, tasks, closed: AtomicBool::new(false) })))

@@ -31,12 +31,12 @@ impl Exports for NbdExports {
             name: vdi.name.to_string(),
             description: format!("sheepdog VDI {}, {} copies", vdi.id, vdi.copies),
             size: vdi.size,
-            read_only: false,
+            read_only: name.read_only,
         })
     }
 
     async fn open(&self, name: &ExportName, client: ClientInfo) -> Result<Arc<dyn Export>, OpenError> {
-        let handle = self.gateway.open(&name.vdi, &client.peer, name.attach.as_ref()).await?;
+        let handle = self.gateway.open(name, &client.peer).await?;
         Ok(handle)
     }
 }
@@ -48,7 +48,7 @@ impl Export for Handle {
             name: self.name.to_string(),
             description: format!("sheepdog VDI {}", self.vdi),
             size: self.size,
-            read_only: false,
+            read_only: self.read_only,
         }
     }
 
