@@ -164,6 +164,44 @@ fn a_check_exits_with_what_it_finds() {
 }
 
 #[test]
+fn slots_that_lack_the_same_are_summed_up_for_people_and_all_told_to_programs() {
+    let slot = |slot: u32, text: &str, severity: Severity| Finding {
+        kind: FindingKind::TooFewCopies.into(),
+        severity: severity.into(),
+        text: text.into(),
+        copies: 3,
+        slot,
+        ..Default::default()
+    };
+    let mut findings: Vec<Finding> =
+        (0..4000).map(|n| slot(n, "2 of 3 copies in sync", Severity::Degraded)).collect();
+    findings.push(slot(4000, "1 of 3 copies in sync", Severity::Degraded));
+    findings.push(slot(4001, "2 of 3 copies in sync", Severity::Degraded));
+    findings.push(Finding {
+        vdi: "vol".into(),
+        oid: "01".into(),
+        ..slot(7, "in-sync copies differ", Severity::Damaged)
+    });
+    let fake = Fake::start(Script { findings, ..Default::default() });
+    let ran = fake.dog("cluster check");
+    assert_eq!(ran.exit, 4, "{ran:?}");
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    let summed = [
+        "damaged: vol: object 01: in-sync copies differ",
+        "degraded: 4001 slots of 3 copies: 2 of 3 copies in sync (slots 0, 1, 2, 3, 4, …)",
+        "degraded: slot 4000 of 3 copies: 1 of 3 copies in sync",
+    ];
+    assert_eq!((&lines[..3], lines.len()), (&summed[..], 4), "{ran:?}");
+    let json = fake.dog("cluster check -o json").json();
+    assert_eq!(json["findings"].as_array().map(Vec::len), Some(4003));
+
+    let findings = (0..300).map(|n| slot(n, &format!("waits for {n}"), Severity::Degraded)).collect();
+    let ran = Fake::start(Script { findings, ..Default::default() }).dog("cluster check");
+    assert_eq!(ran.stdout.lines().count(), 102, "a limit on reasons: {ran:?}");
+    assert!(ran.stdout.contains("200 more slots"), "{ran:?}");
+}
+
+#[test]
 fn what_may_be_old_is_said_and_never_counts_as_clean() {
     let fake = Fake::start(Script { stale: true, ..Default::default() });
     let ran = fake.dog("node list");

@@ -121,7 +121,7 @@ fn shown(vdi: &str, found: &CheckFinding) -> Finding {
     Finding {
         kind: kind.into(),
         severity: severity.into(),
-        text: format!("VDI {vdi}, object {oid}: {text}"),
+        text,
         copies: found.object.copies,
         slot: found.object.slot,
         vdi: vdi.to_owned(),
@@ -143,6 +143,7 @@ impl Admin {
         let info = self.gateway.owner_info(vdi.id).await;
         tally.expect(info.and_then(|i| i.used_objects).unwrap_or(vdi.used_objects));
         self.check_vdi(sink, vdi, repair, &mut tally).await?;
+        self.host.view_settles().await;
         let summary = CheckSummary { view: self.view(), ..tally.summary(CheckSummary::default()) };
         sink.send(CheckEvent { event: Some(check_event::Event::Summary(summary)) }).await
     }

@@ -15,9 +15,6 @@ use super::stream::{Answers, Ended, Sink};
 use super::{Admin, nodes, redundancy, request};
 use crate::placement::SlotCount;
 
-/// Findings about slots told one by one; the summary counts them all.
-const SLOT_FINDINGS_MAX: usize = 1024;
-
 #[tonic::async_trait]
 impl ClusterService for Admin {
     async fn format(&self, request: Request<FormatRequest>) -> Result<Response<FormatReply>, Status> {
@@ -39,6 +36,7 @@ impl ClusterService for Admin {
         request: Request<CheckClusterRequest>,
     ) -> Result<Response<Self::CheckStream>, Status> {
         let deep = request.into_inner().deep;
+        self.host.view_settles().await;
         request::formatted(&self.gateway.context.view.state())?;
         self.stream(|admin, sink| async move { admin.check_cluster(&sink, deep).await })
     }
@@ -50,6 +48,7 @@ impl ClusterService for Admin {
 
 impl Admin {
     async fn cluster_info(&self) -> ClusterInfo {
+        self.host.view_settles().await;
         let applied = self.gateway.context.view.applied();
         let view = self.view();
         let state = &applied.state;
@@ -102,7 +101,7 @@ impl Admin {
 
     async fn check_cluster(&self, sink: &Sink<CheckEvent>, deep: bool) -> Result<(), Ended> {
         let state = self.gateway.context.view.state();
-        for finding in redundancy::findings(&state).take(SLOT_FINDINGS_MAX) {
+        for finding in redundancy::findings(&state) {
             sink.send(CheckEvent { event: Some(check_event::Event::Finding(finding)) }).await?;
         }
         let mut tally = Tally::default();
@@ -120,6 +119,7 @@ impl Admin {
             let progress = Progress::default();
             sink.send(CheckEvent { event: Some(check_event::Event::Progress(progress)) }).await?;
         }
+        self.host.view_settles().await;
         let slots = redundancy::summary(&self.gateway.context.view.state());
         let worst = redundancy::worse(slots.worst(), tally.worst()).into();
         let summary = CheckSummary { view: self.view(), worst, ..tally.summary(slots) };

@@ -60,6 +60,7 @@ impl Admin {
 
     /// Who has VDIs open; all VDIs for an empty name.
     pub(super) async fn lock_list(&self, name: &str) -> Result<LockListReply, AdminError> {
+        self.host.view_settles().await;
         let state = self.gateway.context.view.state();
         request::formatted(&state)?;
         let vdi = if name.is_empty() { VdiId(0) } else { request::vdi(&state, name)?.id };

@@ -201,6 +201,7 @@ pub(super) mod tests {
         fn view_is_fresh(&self) -> bool {
             true
         }
+        async fn view_settles(&self) {}
         async fn node_status(&self, node: NodeId) -> Option<NodeStatusReply> {
             let reply = NodeStatusReply { space_total: 100, space_free: 60, ..NodeStatusReply::default() };
             (!self.silent.contains(&node)).then_some(reply)

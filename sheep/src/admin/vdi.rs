@@ -110,6 +110,7 @@ impl VdiService for Admin {
     type ListStream = Answers<ListVdisReply>;
 
     async fn list(&self, _: Request<ListVdisRequest>) -> Result<Response<Self::ListStream>, Status> {
+        self.host.view_settles().await;
         request::formatted(&self.gateway.context.view.state())?;
         self.stream(|admin, sink| async move { admin.list_vdis(&sink).await })
     }
@@ -122,6 +123,7 @@ impl VdiService for Admin {
 
     async fn object(&self, request: Request<ObjectRequest>) -> Result<Response<Self::ObjectStream>, Status> {
         let request = request.into_inner();
+        self.host.view_settles().await;
         let vdi = self.vdi_meant(&request.name)?;
         self.stream(move |admin, sink| async move { admin.objects(&sink, &vdi, &request).await })
     }
