@@ -215,8 +215,12 @@ fn what_may_be_old_is_said_and_never_counts_as_clean() {
 #[test]
 fn changes_ask_for_what_the_command_line_says() {
     for (line, asked, told) in [
-        ("cluster format -c 2 --slots 512 --force", "copies: 2, slots: 512, force: true", "ring 0123"),
-        ("cluster format", "copies: 0, slots: 0, force: false", "ring 0123"),
+        ("cluster format -c 2 --slots 512 --force", "copies: 2, slots: 512, force: true", "formatted anew"),
+        (
+            "cluster format",
+            "copies: 0, slots: 0, force: false",
+            "ring 0123456789abcdef0123456789abcdef founded: 3 nodes, 3 copies",
+        ),
         ("cluster shutdown", "ShutdownRequest", "stopping"),
         ("node recovery", "RecoveryRequest", "recovery is running, at most 50 MiB/s"),
         ("node recovery --pause", "paused: Some(true), limit_bytes_per_second: None", "paused"),
@@ -230,6 +234,7 @@ fn changes_ask_for_what_the_command_line_says() {
         ("node remove 00000000000000ff", "node: 255", "removed"),
         ("node stat", "node: 0", "sheep_nbd_read_bytes_total  7"),
         ("vdi create my-disk 20G -c 2", "size: 21474836480, copies: 2", "my-disk created: 20 GiB"),
+        ("vdi create my-disk 20G -c 1", "copies: 1", "20 GiB, 3 copies"),
         ("vdi delete my-disk", "my-disk", "deleted"),
         (
             "vdi object my-disk 7-9",

@@ -296,6 +296,9 @@ fn who_has_a_vdi_open_is_listed_and_can_be_thrown_out() {
     );
     assert!(locks.iter().all(|lock| lock["vdi"] == "vol"));
     has_columns(&ring.dog(2, &["vdi", "lock", "list", "vol"]).ok(), &["VDI", "Client", "Node", "Attach"]);
+    let nobody = ring.dog(2, &["vdi", "lock", "unlock", "vol", "node-2"]).exits(1);
+    assert!(nobody.stderr.contains("node-2") && nobody.stderr.contains("lock list"), "{nobody}");
+    named.write(0, &[1; 512]).expect("nobody else was thrown out");
     let closed = ring.dog_json(2, &["vdi", "lock", "unlock", "vol"]);
     assert_eq!(closed["closed"], 2, "{closed}");
     assert!(named.write(0, &[2; 512]).is_err());

@@ -4,7 +4,7 @@ use serde::Serialize;
 use wire::admin::check_event::Event;
 use wire::admin::{CheckEvent, CheckSummary, Finding, FindingKind, Severity};
 use wire::client::Events;
-use wire::size::HumanBytes;
+use wire::size::{HumanBytes, count as counted};
 
 use crate::exit::{Exit, Failure, Kind};
 use crate::output::{BYTES, Output};
@@ -197,7 +197,7 @@ impl Slots {
 impl Reason {
     fn line(&self) -> String {
         let Self { severity, text, copies, count, .. } = self;
-        let of = if *copies == 1 { "1 copy".to_owned() } else { format!("{copies} copies") };
+        let of = counted(*copies, "copy", "copies");
         let mut named: Vec<String> = self.first.iter().map(u32::to_string).collect();
         if *count == 1 {
             return format!("{severity}: slot {} of {of}: {text}", named.concat());
@@ -243,8 +243,11 @@ fn text(status: &str, summary: &CheckSummary) -> String {
     }
     if summary.objects > 0 || summary.slots == 0 {
         parts.push(format!(
-            "{} objects, {} degraded, {} damaged, {} repaired",
-            summary.objects, summary.objects_degraded, summary.objects_damaged, summary.repaired
+            "{}, {} degraded, {} damaged, {} repaired",
+            counted(summary.objects, "object", "objects"),
+            summary.objects_degraded,
+            summary.objects_damaged,
+            summary.repaired
         ));
     }
     if summary.bytes_read > 0 {

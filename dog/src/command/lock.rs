@@ -4,6 +4,7 @@ use serde::Serialize;
 use wire::admin;
 use wire::client::AdminClient;
 use wire::id::NodeId;
+use wire::size::count;
 
 use crate::cli::Lock;
 use crate::exit::Failure;
@@ -29,7 +30,8 @@ pub(super) async fn run(verb: Lock, client: &mut AdminClient, output: &Output) -
             let name = String::from(name);
             let request = admin::LockUnlockRequest { name: name.clone(), client: who.unwrap_or_default() };
             let reply = client.lock_unlock(request).await.map_err(Failure::client(what))?;
-            let text = format!("{name}: {} connections closed", reply.closed);
+            let closed = count(reply.closed, "connection", "connections");
+            let text = format!("{name}: {closed} closed");
             output.done(&text, &serde_json::json!({ "vdi": name, "closed": reply.closed }))?;
         }
     }

@@ -5,7 +5,7 @@ use wire::admin::{self, CopyState};
 use wire::client::AdminClient;
 use wire::id::{Birth, NodeId};
 use wire::name::VdiName;
-use wire::size::HumanBytes;
+use wire::size::{HumanBytes, count};
 
 use crate::cli::{IndexRange, Vdi};
 use crate::exit::{Exit, Failure};
@@ -22,7 +22,8 @@ pub(super) async fn run(verb: Vdi, client: &mut AdminClient, output: &Output) ->
             let request = admin::CreateVdiRequest { name: name.into(), size: size.bytes(), copies };
             let reply = client.vdi_create(request).await.map_err(Failure::client(what))?;
             let vdi = VdiView::from(reply.vdi.unwrap_or_default());
-            let text = format!("{} created: {}, {} copies", vdi.name, HumanBytes(vdi.size), vdi.copies);
+            let copies = count(vdi.copies, "copy", "copies");
+            let text = format!("{} created: {}, {copies}", vdi.name, HumanBytes(vdi.size));
             output.done(&text, &vdi)?;
         }
         Vdi::Delete { name } => {

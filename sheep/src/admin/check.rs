@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use wire::admin::{CheckEvent, CheckSummary, Finding, FindingKind, Progress, Severity, check_event};
 use wire::peer::{CheckFinding, CheckFindingKind, CheckPhase, VdiCheckReply};
+use wire::size::count;
 
 use super::redundancy::worse;
 use super::stream::{Ended, Sink};
@@ -96,7 +97,7 @@ fn shown(vdi: &str, found: &CheckFinding) -> Finding {
         CheckFindingKind::Damaged => (
             FindingKind::Checksum,
             Severity::Damaged,
-            format!("the copy on {node} has {} damaged blocks", found.count),
+            format!("the copy on {node} has {}", count(found.count, "damaged block", "damaged blocks")),
         ),
         CheckFindingKind::Missing => {
             (FindingKind::Missing, Severity::Damaged, format!("the copy on {node} is missing"))

@@ -21,8 +21,9 @@ impl ClusterService for Admin {
         let request = request.into_inner();
         let copies = request::copies(request.copies)?.unwrap_or_else(|| self.host.default_copies());
         let slots = if request.slots == 0 { SlotCount::default().get() } else { request.slots };
+        let again = self.gateway.context.view.state().format().is_some();
         self.host.format(copies, slots, request.force).await.map_err(AdminError::from)?;
-        Ok(Response::new(FormatReply { cluster: Some(self.cluster_info().await) }))
+        Ok(Response::new(FormatReply { cluster: Some(self.cluster_info().await), again }))
     }
 
     async fn info(&self, _: Request<ClusterInfoRequest>) -> Result<Response<ClusterInfo>, Status> {

@@ -33,7 +33,10 @@ fn enough_nodes(state: &ClusterState, copies: Copies) -> Result<(), AdminError> 
     }
     Err(AdminError::new(
         ErrorKind::Refused,
-        format!("{copies} copies need {copies} nodes, and {storing} are there"),
+        format!(
+            "{copies} copies need {copies} nodes, and {storing} {} there",
+            if storing == 1 { "is" } else { "are" }
+        ),
     )
     .hint(format!("use -c {} or add sheep", storing.max(1))))
 }

@@ -146,6 +146,12 @@ pub(super) fn no_vdi(name: &str) -> AdminError {
     OpenError::NotFound(name.to_owned()).into()
 }
 
+/// A client without a connection to the VDI.
+pub(super) fn no_client(vdi: &str, client: &str) -> AdminError {
+    AdminError::new(ErrorKind::NotFound, format!("client {client:?} does not have VDI {vdi} open"))
+        .hint("name it as `dog vdi lock list` shows it: its Client, or its Attach without the generation")
+}
+
 /// A name that no VDI can have.
 pub(super) fn bad_name(error: &NameError) -> AdminError {
     AdminError::new(ErrorKind::Invalid, error.to_string())

@@ -10,7 +10,7 @@ use wire::admin::{AdminError, ErrorKind, Lock, LockListReply, LockUnlockReply};
 use wire::id::{NodeId, VdiId};
 use wire::peer::{ClientsRequest, OpenConnection};
 
-use super::{Admin, NODES_AT_ONCE, request};
+use super::{Admin, NODES_AT_ONCE, error, request};
 use crate::cluster::state::ClusterState;
 
 /// A connection as it is shown; `None` if its VDI is gone.
@@ -96,6 +96,9 @@ impl Admin {
             .collect();
         all.sort_unstable();
         all.dedup();
+        if all.is_empty() && !client.is_empty() {
+            return Err(error::no_client(name, client));
+        }
         tracing::info!(vdi = name, client, connections = all.len(), "connections were withdrawn");
         Ok(LockUnlockReply { view: self.view(), closed: all.len() as u64 })
     }

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use wire::frame::Payload;
 use wire::name::ExportName;
+use wire::size::count;
 
 use super::{Done, Gateway, Handle, Io};
 use crate::nbd::{
@@ -29,7 +30,7 @@ impl Exports for NbdExports {
         let vdi = state.vdi_named(&name.vdi).ok_or_else(|| OpenError::NotFound(name.vdi.to_string()))?;
         Ok(ExportInfo {
             name: vdi.name.to_string(),
-            description: format!("sheepdog VDI {}, {} copies", vdi.id, vdi.copies),
+            description: format!("sheepdog VDI {}, {}", vdi.id, count(vdi.copies.get(), "copy", "copies")),
             size: vdi.size,
             read_only: name.read_only,
         })
