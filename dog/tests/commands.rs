@@ -117,19 +117,51 @@ fn a_question_goes_to_another_sheep_when_the_first_is_cut_off() {
     let fails = Some(AdminError::new(ErrorKind::Unavailable, "no majority"));
     let first = Fake::start(Script { fails, other: Some(other.port), ..Default::default() });
     done(first.dog("vdi list"));
-    let ran = first.dog("vdi create a 1G");
-    assert_eq!((ran.exit, ran.stderr.as_str()), (1, "dog: vdi create a: no majority\n"));
-    assert_eq!(other.asked().len(), 1, "the list, not the creation");
+    done(first.dog("vdi create a 1G"));
+    let ran = first.dog("node remove 00000000000000ff");
+    assert_eq!((ran.exit, ran.stderr.as_str()), (1, "dog: node remove 00000000000000ff: no majority\n"));
+    assert_eq!(other.asked().len(), 2, "the list and the creation, which can be told from another");
 }
 
 #[test]
 fn a_change_that_may_have_been_made_is_not_made_again() {
     let other = fake();
     let first = Fake::start(Script { dies: true, other: Some(other.port), ..Default::default() });
-    let ran = first.dog("vdi create my-disk 1G");
+    let ran = first.dog("node remove 00000000000000ff");
     assert_eq!(ran.exit, 3, "{ran:?}");
     assert!(ran.stderr.contains("may have been done"), "{ran:?}");
     assert_eq!(other.asked(), [""; 0]);
+}
+
+#[test]
+fn a_creation_or_deletion_whose_answer_is_lost_says_so_when_it_comes_again() {
+    for line in ["vdi create my-disk 1G", "vdi delete my-disk"] {
+        let other = fake();
+        let first = Fake::start(Script { dies: true, other: Some(other.port), ..Default::default() });
+        done(first.dog(line));
+        let (first, again) = (first.asked(), other.asked());
+        assert_eq!((first.len(), again.len()), (1, 1), "{line}");
+        assert!(first[0].contains("again: false"), "{first:?}");
+        // The same request, the time at which it began included.
+        assert_eq!(first[0].replace("again: false", "again: true"), again[0]);
+        if line.contains("create") {
+            assert!(!again[0].contains("began_ms: 0,"), "{again:?}");
+        }
+
+        let refuses = Some(AdminError::new(ErrorKind::Refused, "it is open"));
+        let other = Fake::start(Script { fails: refuses, ..Default::default() });
+        let first = Fake::start(Script { dies: true, other: Some(other.port), ..Default::default() });
+        let ran = first.dog(line);
+        assert_eq!(ran.exit, 1, "the other sheep knows better: {ran:?}");
+
+        for fails in [None, Some(AdminError::new(ErrorKind::Unavailable, "no majority"))] {
+            let other = Fake::start(Script { dies: fails.is_none(), fails, ..Default::default() });
+            let first = Fake::start(Script { dies: true, other: Some(other.port), ..Default::default() });
+            let ran = first.dog(line);
+            assert_eq!(ran.exit, 3, "{ran:?}");
+            assert!(ran.stderr.contains("may have been done"), "{ran:?}");
+        }
+    }
 }
 
 #[test]

@@ -19,7 +19,8 @@ pub(super) async fn run(verb: Vdi, client: &mut AdminClient, output: &Output) ->
         Vdi::Create { name, size, copies } => {
             let what = format!("vdi create {name}");
             let copies = copies.map_or(0, |copies| copies.get().into());
-            let request = admin::CreateVdiRequest { name: name.into(), size: size.bytes(), copies };
+            let (name, size) = (name.into(), size.bytes());
+            let request = admin::CreateVdiRequest { name, size, copies, ..Default::default() };
             let reply = client.vdi_create(request).await.map_err(Failure::client(what))?;
             let vdi = VdiView::from(reply.vdi.unwrap_or_default());
             let copies = count(vdi.copies, "copy", "copies");
@@ -27,7 +28,7 @@ pub(super) async fn run(verb: Vdi, client: &mut AdminClient, output: &Output) ->
             output.done(&text, &vdi)?;
         }
         Vdi::Delete { name } => {
-            let request = admin::DeleteVdiRequest { name: name.to_string() };
+            let request = admin::DeleteVdiRequest { name: name.to_string(), ..Default::default() };
             let reply = client.vdi_delete(request).await;
             reply.map_err(Failure::client(format!("vdi delete {name}")))?;
             output.done(&format!("{name} deleted"), &serde_json::json!({ "deleted": name.as_str() }))?;

@@ -9,7 +9,7 @@ use wire::size::SizeError;
 
 use super::host::FormatError;
 use crate::cluster::entry::Refusal;
-use crate::cluster::log::ProposeError;
+use crate::cluster::log::{ProposeError, ReadError};
 use crate::nbd::{IoError, OpenError};
 
 const NO_MAJORITY: &str =
@@ -155,6 +155,11 @@ pub(super) fn no_client(vdi: &str, client: &str) -> AdminError {
 /// A name that no VDI can have.
 pub(super) fn bad_name(error: &NameError) -> AdminError {
     AdminError::new(ErrorKind::Invalid, error.to_string())
+}
+
+/// What this sheep knows may be old.
+pub(super) fn unsure(error: &ReadError) -> AdminError {
+    AdminError::new(ErrorKind::Unavailable, error.to_string()).hint(NO_MAJORITY)
 }
 
 /// A size that no VDI can have.

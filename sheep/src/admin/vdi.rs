@@ -104,7 +104,7 @@ impl VdiService for Admin {
     }
 
     async fn delete(&self, request: Request<DeleteVdiRequest>) -> Result<Response<DeleteVdiReply>, Status> {
-        Ok(Response::new(self.delete_vdi(&request.into_inner().name).await?))
+        Ok(Response::new(self.delete_vdi(request.into_inner()).await?))
     }
 
     type ListStream = Answers<ListVdisReply>;
