@@ -403,6 +403,12 @@ fn names_and_sizes_that_cannot_be_are_refused_by_dog_and_by_the_sheep() {
         ("a,b", "1G"),
         ("a@b", "1G"),
         ("a\tb", "1G"),
+        (" ", "1G"),
+        ("a ", "1G"),
+        (".", "1G"),
+        ("..", "1G"),
+        ("a\u{202e}b", "1G"),
+        ("a\u{200b}b", "1G"),
         ("", "1G"),
         (long.as_str(), "1G"),
         ("a", "0"),
@@ -417,6 +423,9 @@ fn names_and_sizes_that_cannot_be_are_refused_by_dog_and_by_the_sheep() {
     let longest = "n".repeat(255);
     ring.dog(0, &["vdi", "create", &longest, "512"]).ok();
     assert_eq!(ring.open(0, &longest).size(), 512);
+    let list = ring.dog(0, &["vdi", "list"]).ok();
+    assert!(list.stdout.lines().all(|line| line.chars().count() < 150), "{list}");
+    assert_eq!(ring.dog_json(0, &["vdi", "list"])[0]["name"], longest);
     ring.dog(0, &["vdi", "create", "Größe", "1M"]).ok();
     assert_eq!(ring.open(0, "Größe").size(), 1 << 20);
     let error = ring.dog(0, &["-o", "json", "vdi", "create", &longest, "512"]).exits(1);

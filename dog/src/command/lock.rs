@@ -8,7 +8,7 @@ use wire::size::count;
 
 use crate::cli::Lock;
 use crate::exit::Failure;
-use crate::output::{Output, Row};
+use crate::output::{Output, Row, shortened};
 use crate::time::rfc3339;
 
 use super::{dash, yes};
@@ -77,7 +77,7 @@ impl Row for LockView {
     fn cells(&self) -> Vec<String> {
         let attach = self.attach.as_ref().map(|attach| format!("{}:{}", attach.client, attach.generation));
         vec![
-            self.vdi.clone(),
+            shortened(&self.vdi),
             self.client.clone(),
             self.node.clone(),
             dash(attach.as_deref()),

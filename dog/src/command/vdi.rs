@@ -9,7 +9,7 @@ use wire::size::{HumanBytes, count};
 
 use crate::cli::{IndexRange, Vdi};
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, Record, Row};
+use crate::output::{Output, Record, Row, shortened};
 use crate::time::rfc3339;
 
 use super::{check, dash, lock, node_id, transfer};
@@ -132,7 +132,7 @@ impl Row for VdiView {
 
     fn cells(&self) -> Vec<String> {
         vec![
-            self.name.clone(),
+            shortened(&self.name),
             self.id.to_string(),
             HumanBytes(self.size).to_string(),
             HumanBytes(self.used).to_string(),

@@ -68,7 +68,7 @@ fn enough_nodes(state: &ClusterState, copies: Copies) -> Result<(), AdminError> 
 impl Admin {
     /// Creates a VDI and waits until every sheep exports it.
     pub(super) async fn create_vdi(&self, request: CreateVdiRequest) -> Result<VdiReply, AdminError> {
-        let name = request::name(&request.name)?;
+        let name = request::new_name(&request.name)?;
         let size = VdiSize::new(request.size).map_err(|e| error::bad_size(&e))?.bytes();
         let copies = request::copies(request.copies)?;
         let state = self.gateway.context.view.state();
