@@ -171,7 +171,7 @@ pub(crate) enum Vdi {
                             Units are powers of 1024; a size is a multiple of 512 bytes, at most 16P."
     )]
     Create {
-        #[arg(value_parser = name)]
+        #[arg(value_parser = new_name)]
         name: VdiName,
         #[arg(value_parser = vdi_size)]
         size: VdiSize,
@@ -296,6 +296,10 @@ fn index_range(text: &str) -> Result<IndexRange, String> {
 
 fn name(text: &str) -> Result<VdiName, wire::name::NameError> {
     text.parse()
+}
+
+fn new_name(text: &str) -> Result<VdiName, wire::name::NameError> {
+    VdiName::new_vdi(text)
 }
 
 fn vdi_size(text: &str) -> Result<VdiSize, SizeError> {

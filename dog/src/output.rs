@@ -11,6 +11,7 @@ use serde::Serialize;
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style};
 use wire::admin::{Progress, View};
+use wire::name::is_unseen;
 
 use crate::cli::Format;
 use crate::exit::Failure;
@@ -195,9 +196,26 @@ impl Drop for Bar {
     }
 }
 
-/// What a terminal would act on is shown as a replacement: hosts and messages come from elsewhere.
+/// What a terminal would act on, or not show, is shown as a replacement: names, hosts and messages come from
+/// elsewhere.
 fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if c.is_control() || is_unseen(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// The longest name in a table, in characters: one line holds it and what stands beside it.
+const NAME_SHOWN: usize = 48;
+/// So many of them from its end, where names that a program makes tend to differ.
+const NAME_END: usize = 15;
+
+/// A name as a table shows it: cut in the middle if it is long. JSON has all of it.
+pub(crate) fn shortened(name: &str) -> String {
+    let count = name.chars().count();
+    if count <= NAME_SHOWN {
+        return name.to_owned();
+    }
+    let begin: String = name.chars().take(NAME_SHOWN - NAME_END - 1).collect();
+    let end: String = name.chars().skip(count - NAME_END).collect();
+    format!("{begin}…{end}")
 }
 
 fn lines(table: Builder) -> Result<(), Failure> {
@@ -223,4 +241,24 @@ fn print(text: &str) -> Result<(), Failure> {
 
 fn stdout_failed(error: io::Error) -> Failure {
     Failure::io("cannot write to stdout")(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_in_the_middle() {
+        for whole in ["my-disk".to_owned(), "x".repeat(48), "ä".repeat(48)] {
+            assert_eq!(shortened(&whole), whole);
+        }
+        let cut = shortened(&format!("begin{}end", "ö".repeat(200)));
+        assert_eq!(cut.chars().count(), 48);
+        assert!(cut.starts_with("begin") && cut.contains("ö…ö") && cut.ends_with("end"), "{cut}");
+    }
+
+    #[test]
+    fn what_a_terminal_would_act_on_is_replaced() {
+        assert_eq!(printable("a\u{1b}[31m\u{202e}b"), "a\u{fffd}[31m\u{fffd}b");
+    }
 }

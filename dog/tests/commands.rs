@@ -117,19 +117,51 @@ fn a_question_goes_to_another_sheep_when_the_first_is_cut_off() {
     let fails = Some(AdminError::new(ErrorKind::Unavailable, "no majority"));
     let first = Fake::start(Script { fails, other: Some(other.port), ..Default::default() });
     done(first.dog("vdi list"));
-    let ran = first.dog("vdi create a 1G");
-    assert_eq!((ran.exit, ran.stderr.as_str()), (1, "dog: vdi create a: no majority\n"));
-    assert_eq!(other.asked().len(), 1, "the list, not the creation");
+    done(first.dog("vdi create a 1G"));
+    let ran = first.dog("node remove 00000000000000ff");
+    assert_eq!((ran.exit, ran.stderr.as_str()), (1, "dog: node remove 00000000000000ff: no majority\n"));
+    assert_eq!(other.asked().len(), 2, "the list and the creation, which can be told from another");
 }
 
 #[test]
 fn a_change_that_may_have_been_made_is_not_made_again() {
     let other = fake();
     let first = Fake::start(Script { dies: true, other: Some(other.port), ..Default::default() });
-    let ran = first.dog("vdi create my-disk 1G");
+    let ran = first.dog("node remove 00000000000000ff");
     assert_eq!(ran.exit, 3, "{ran:?}");
     assert!(ran.stderr.contains("may have been done"), "{ran:?}");
     assert_eq!(other.asked(), [""; 0]);
+}
+
+#[test]
+fn a_creation_or_deletion_whose_answer_is_lost_says_so_when_it_comes_again() {
+    for line in ["vdi create my-disk 1G", "vdi delete my-disk"] {
+        let other = fake();
+        let first = Fake::start(Script { dies: true, other: Some(other.port), ..Default::default() });
+        done(first.dog(line));
+        let (first, again) = (first.asked(), other.asked());
+        assert_eq!((first.len(), again.len()), (1, 1), "{line}");
+        assert!(first[0].contains("again: false"), "{first:?}");
+        // The same request, the time at which it began included.
+        assert_eq!(first[0].replace("again: false", "again: true"), again[0]);
+        if line.contains("create") {
+            assert!(!again[0].contains("began_ms: 0,"), "{again:?}");
+        }
+
+        let refuses = Some(AdminError::new(ErrorKind::Refused, "it is open"));
+        let other = Fake::start(Script { fails: refuses, ..Default::default() });
+        let first = Fake::start(Script { dies: true, other: Some(other.port), ..Default::default() });
+        let ran = first.dog(line);
+        assert_eq!(ran.exit, 1, "the other sheep knows better: {ran:?}");
+
+        for fails in [None, Some(AdminError::new(ErrorKind::Unavailable, "no majority"))] {
+            let other = Fake::start(Script { dies: fails.is_none(), fails, ..Default::default() });
+            let first = Fake::start(Script { dies: true, other: Some(other.port), ..Default::default() });
+            let ran = first.dog(line);
+            assert_eq!(ran.exit, 3, "{ran:?}");
+            assert!(ran.stderr.contains("may have been done"), "{ran:?}");
+        }
+    }
 }
 
 #[test]
@@ -164,6 +196,44 @@ fn a_check_exits_with_what_it_finds() {
 }
 
 #[test]
+fn slots_that_lack_the_same_are_summed_up_for_people_and_all_told_to_programs() {
+    let slot = |slot: u32, text: &str, severity: Severity| Finding {
+        kind: FindingKind::TooFewCopies.into(),
+        severity: severity.into(),
+        text: text.into(),
+        copies: 3,
+        slot,
+        ..Default::default()
+    };
+    let mut findings: Vec<Finding> =
+        (0..4000).map(|n| slot(n, "2 of 3 copies in sync", Severity::Degraded)).collect();
+    findings.push(slot(4000, "1 of 3 copies in sync", Severity::Degraded));
+    findings.push(slot(4001, "2 of 3 copies in sync", Severity::Degraded));
+    findings.push(Finding {
+        vdi: "vol".into(),
+        oid: "01".into(),
+        ..slot(7, "in-sync copies differ", Severity::Damaged)
+    });
+    let fake = Fake::start(Script { findings, ..Default::default() });
+    let ran = fake.dog("cluster check");
+    assert_eq!(ran.exit, 4, "{ran:?}");
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    let summed = [
+        "damaged: vol: object 01: in-sync copies differ",
+        "degraded: 4001 slots of 3 copies: 2 of 3 copies in sync (slots 0, 1, 2, 3, 4, …)",
+        "degraded: slot 4000 of 3 copies: 1 of 3 copies in sync",
+    ];
+    assert_eq!((&lines[..3], lines.len()), (&summed[..], 4), "{ran:?}");
+    let json = fake.dog("cluster check -o json").json();
+    assert_eq!(json["findings"].as_array().map(Vec::len), Some(4003));
+
+    let findings = (0..300).map(|n| slot(n, &format!("waits for {n}"), Severity::Degraded)).collect();
+    let ran = Fake::start(Script { findings, ..Default::default() }).dog("cluster check");
+    assert_eq!(ran.stdout.lines().count(), 102, "a limit on reasons: {ran:?}");
+    assert!(ran.stdout.contains("200 more slots"), "{ran:?}");
+}
+
+#[test]
 fn what_may_be_old_is_said_and_never_counts_as_clean() {
     let fake = Fake::start(Script { stale: true, ..Default::default() });
     let ran = fake.dog("node list");
@@ -177,8 +247,12 @@ fn what_may_be_old_is_said_and_never_counts_as_clean() {
 #[test]
 fn changes_ask_for_what_the_command_line_says() {
     for (line, asked, told) in [
-        ("cluster format -c 2 --slots 512 --force", "copies: 2, slots: 512, force: true", "ring 0123"),
-        ("cluster format", "copies: 0, slots: 0, force: false", "ring 0123"),
+        ("cluster format -c 2 --slots 512 --force", "copies: 2, slots: 512, force: true", "formatted anew"),
+        (
+            "cluster format",
+            "copies: 0, slots: 0, force: false",
+            "ring 0123456789abcdef0123456789abcdef founded: 3 nodes, 3 copies",
+        ),
         ("cluster shutdown", "ShutdownRequest", "stopping"),
         ("node recovery", "RecoveryRequest", "recovery is running, at most 50 MiB/s"),
         ("node recovery --pause", "paused: Some(true), limit_bytes_per_second: None", "paused"),
@@ -192,6 +266,7 @@ fn changes_ask_for_what_the_command_line_says() {
         ("node remove 00000000000000ff", "node: 255", "removed"),
         ("node stat", "node: 0", "sheep_nbd_read_bytes_total  7"),
         ("vdi create my-disk 20G -c 2", "size: 21474836480, copies: 2", "my-disk created: 20 GiB"),
+        ("vdi create my-disk 20G -c 1", "copies: 1", "20 GiB, 3 copies"),
         ("vdi delete my-disk", "my-disk", "deleted"),
         (
             "vdi object my-disk 7-9",

@@ -35,7 +35,7 @@ It may also have a table [timing]: heartbeat-ms, election-min-ms, election-max-m
 #[command(name = "sheep", version, after_long_help = EXAMPLES)]
 pub struct Args {
     /// Where this node keeps everything: its identity, its log, its objects
-    #[arg(required_unless_present_any = ["generate_completions", "generate_man"])]
+    #[arg(required = true)]
     pub dir: Option<PathBuf>,
 
     /// Read options from this TOML file; the command line wins over it
@@ -46,11 +46,11 @@ pub struct Args {
     pub options: Options,
 
     /// Print a completion script and exit
-    #[arg(long, value_name = "SHELL", hide = true)]
+    #[arg(long, value_name = "SHELL", hide = true, exclusive = true)]
     pub generate_completions: Option<Shell>,
 
     /// Print the man page and exit
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, exclusive = true)]
     pub generate_man: bool,
 }
 
@@ -223,6 +223,9 @@ mod tests {
     #[test]
     fn the_directory_is_needed_except_to_print_completions_or_the_man_page() {
         assert!(Args::try_parse_from(["sheep"]).is_err());
+        assert!(Args::try_parse_from(["sheep", "--config", "f"]).is_err(), "a file does not name it");
+        let help = Args::command().render_help().to_string();
+        assert!(help.contains("<DIR>") && !help.contains("[DIR]"), "{help}");
         for line in [vec!["sheep", "--generate-man"], vec!["sheep", "--generate-completions", "bash"]] {
             let mut out = Vec::new();
             let args = Args::try_parse_from(&line).expect("parses");

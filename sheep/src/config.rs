@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::cluster::lease::QUORUM_FRESH;
 use crate::cluster::log::LEADER_LEASE;
 use wire::address::Address;
 use wire::policy::Copies;
@@ -35,6 +36,15 @@ pub const SEEDS_MAX: usize = 64;
 
 /// The longest path a unix socket can be bound to (`sun_path` less its final zero).
 const SOCKET_PATH_LEN_MAX: usize = 107;
+
+/// The slowest heartbeat: two of them, and the way of the second one's answer, fit in the time within which a
+/// leader must have heard a majority to grant leases. So one that is lost or late costs no lease.
+pub const HEARTBEAT_MAX: Duration = Duration::from_millis(100);
+
+const _: () = {
+    assert!(2 * HEARTBEAT_MAX.as_millis() + 50 <= QUORUM_FRESH.as_millis());
+    assert!(3 * HEARTBEAT_MAX.as_millis() <= LEADER_LEASE.as_millis(), "the log asks for that much");
+};
 
 /// A configuration file larger than this is not one.
 const FILE_LEN_MAX: u64 = 1 << 20;
@@ -432,15 +442,13 @@ fn timing(options: &TimingOptions) -> Result<Timing, ConfigError> {
         let way_out = format!("choose {} or more", least.as_millis());
         Err(refused(key, value.as_millis(), problem, way_out))
     };
-    if 3 * heartbeat > LEADER_LEASE {
-        let most = LEADER_LEASE.as_millis() / 3;
-        let problem = format!("a third of the leader's lease is {most} ms");
-        return Err(refused(
-            "timing.heartbeat-ms",
-            heartbeat.as_millis(),
-            problem,
-            format!("choose {most} or less"),
-        ));
+    if heartbeat > HEARTBEAT_MAX {
+        let (most, fresh) = (HEARTBEAT_MAX.as_millis(), QUORUM_FRESH.as_millis());
+        let problem = format!(
+            "leases are granted while a majority was heard within {fresh} ms, which two heartbeats must fit in"
+        );
+        let way_out = format!("choose {most} or less");
+        return Err(refused("timing.heartbeat-ms", heartbeat.as_millis(), problem, way_out));
     }
     let least = LEADER_LEASE + Duration::from_millis(10);
     at_least("timing.election-min-ms", election_min, least, "the least above the leader's lease")?;

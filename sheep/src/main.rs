@@ -35,8 +35,9 @@ fn main() -> ExitCode {
     }
 }
 
+/// Our errors name their cause themselves: the chain behind them would say it again.
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
-    eprintln!("sheep: {error:#}");
+    eprintln!("sheep: {}", error.to_string().trim_end());
     ExitCode::from(code)
 }
 

@@ -128,6 +128,8 @@ fn what_is_no_generation_is_refused() {
         "vol,attach=a:x",
         "vol,attach=a:1,attach=a:1",
         "vol,other=1",
+        "vol,ro=0",
+        "vol,attach=a:1,ro=true",
         "vol@tag",
         "none",
     ] {

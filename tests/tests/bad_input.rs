@@ -264,6 +264,27 @@ fn options_that_cannot_be_are_clear_errors() {
     }
 }
 
+#[test]
+fn a_refused_start_says_what_is_wrong_once() {
+    let ring = Ring::local();
+    let sheep = tool::binary("sheep").display().to_string();
+    let config = ring.work().join("config.toml").display().to_string();
+    fs::write(&config, "prot = 7000\n").expect("written");
+    let taken = ring[0].ports.nbd.to_string();
+    for (args, cause) in [
+        (&["--config", &config][..], "unknown field"),
+        (&["--config", "/nonexistent"], "No such file"),
+        (&["--nbd", "-p", "0", "--nbd-port", &taken], "in use"),
+        (&["-p", &ring[0].ports.admin.to_string()], "in use"),
+    ] {
+        let dir = ring.work().join("refused").display().to_string();
+        let output = tool::run(Duration::from_secs(10), &sheep, &[args, &[&dir]].concat());
+        assert!(output.status != 0 && output.stderr.matches(cause).count() == 1, "{output}");
+    }
+    let help = tool::run(Duration::from_secs(10), &sheep, &["--help"]).ok();
+    assert!(help.stdout.contains("sheep [OPTIONS] <DIR>"), "{help}");
+}
+
 /// All files of a directory tree.
 fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -525,4 +546,29 @@ fn a_ring_whose_log_is_gone_is_not_taken_for_none() {
     }
     ring[0].start();
     assert_eq!(ring.dog_json(0, &["vdi", "list"]).as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn a_damaged_log_names_a_way_out_that_works() {
+    let mut ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    ring.open(0, "vol").write(0, &DATA).expect("written");
+    let old = ring.id(2);
+    ring[2].kill();
+    damage(&ring[2].dir.join("log.redb"), Damage::Noise);
+    let refusal = ring[2].try_start().expect_err("its log is damaged");
+    let said = refusal.stderr.lines().last().unwrap_or_default();
+    assert!(said.contains("log.redb") && said.contains("empty") && said.contains("node remove"), "{said}");
+    assert_eq!(said.matches("cannot be read").count(), 1, "{said}");
+
+    let aside = ring.work().join("aside");
+    fs::rename(&ring[2].dir, &aside).expect("moved away");
+    ring[2].start();
+    wait::until(Duration::from_secs(20), "the old id is removed", || {
+        let output = ring.dog(0, &["node", "remove", &old]);
+        if output.status == 0 { Ok(()) } else { Err(output) }
+    });
+    ring.wait_full();
+    assert_eq!(ring.open(2, "vol").read(0, DATA.len() as u32).expect("read"), DATA);
+    ring.assert_same_everywhere("vol");
 }

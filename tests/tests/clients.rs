@@ -248,3 +248,42 @@ fn libnbd_sends_what_others_do_not() {
     assert!(said.stdout.ends_with("OK\n"), "{said}");
     ring.assert_same_everywhere("vol");
 }
+
+#[test]
+fn a_read_only_export_is_read_and_never_written() {
+    let ring = ring_with_vdi();
+    let image = image(&ring);
+    let (vol, frozen) = (ring.uri(0, "vol"), ring.uri(1, "vol,ro=1"));
+    tool("nbdcopy", &["--flush", &image, &vol]);
+
+    let export = &tool("nbdinfo", &["--json", &frozen]).json()["exports"][0];
+    assert_eq!((&export["is_read_only"], &export["export-size"]), (&true.into(), &SIZE.into()), "{export}");
+    assert_eq!((&export["can_trim"], &export["can_zero"]), (&false.into(), &false.into()), "{export}");
+    assert_eq!(tool("nbdinfo", &["--json", &vol]).json()["exports"][0]["is_read_only"], false);
+
+    let refused = run(LIMIT, "qemu-io", &["-f", "raw", "-c", "write 0 4k", &frozen]);
+    assert!(refused.status != 0 && refused.stderr.contains("Permission denied"), "{refused}");
+    let read = tool("qemu-io", &["-r", "-f", "raw", "-c", "read -P 0 40M 1M", &frozen]);
+    assert!(!read.stdout.contains("failed"), "{read}");
+    let copied = run(LIMIT, "nbdcopy", &[&image, &frozen]);
+    assert_ne!(copied.status, 0, "{copied}");
+
+    // A client that writes all the same.
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/nbd/readonly.py");
+    for name in ["vol,ro=1", "vol,attach=reader:3,ro=1"] {
+        let said = run_with(LIMIT, "/usr/bin/python3", &["-B", script, &ring.uri(1, name), &vol], &[]).ok();
+        assert!(said.stdout.ends_with("OK\n"), "{said}");
+    }
+    let to = ring.work().join("to").display().to_string();
+    tool("nbdcopy", &["--connections=4", &frozen, &to]);
+    assert!(std::fs::read(&image).expect("read") == std::fs::read(&to).expect("read"), "the VDI has changed");
+
+    let (reader, _writer) = (ring.open(1, "vol,ro=1,attach=reader:4"), ring.open(0, "vol"));
+    let locks = ring.dog_json(2, &["vdi", "lock", "list"]);
+    let flags: Vec<_> = locks.as_array().expect("an array").iter().map(|lock| &lock["read_only"]).collect();
+    assert!(flags.len() == 2 && flags.contains(&&true.into()) && flags.contains(&&false.into()), "{locks}");
+    let table = ring.dog(2, &["vdi", "lock", "list"]).ok();
+    let row = table.stdout.lines().find(|line| line.contains("reader:4")).unwrap_or_default();
+    assert!(row.ends_with("yes"), "{table}");
+    drop(reader);
+}

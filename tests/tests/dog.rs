@@ -37,6 +37,72 @@ fn the_cluster_verbs() {
     assert!(deep["objects"].as_u64() >= Some(2) && deep["bytes_read"].as_u64() >= Some(8 << 20), "{deep}");
 }
 
+/// Asks, and neither fails nor warns that the answer may be old.
+#[track_caller]
+fn sure(ring: &Ring, index: usize, args: &[&str]) -> Output {
+    let output = ring.dog(index, args).ok();
+    assert_eq!(output.stderr, "", "{output}");
+    output
+}
+
+#[test]
+fn a_ring_that_is_not_founded_is_not_called_cut_off_and_shows_its_space() {
+    let ring = Ring::waiting(3);
+    ring.wait_nodes(3, "waiting");
+    for index in 0..3 {
+        sure(&ring, index, &["cluster", "info"]);
+        sure(&ring, index, &["node", "list"]);
+        let info = ring.dog_json(index, &["cluster", "info"]);
+        assert_eq!((&info["status"], &info["possibly_stale"]), (&"waiting".into(), &false.into()), "{info}");
+        for node in ring.dog_json(index, &["node", "list"]).as_array().expect("an array") {
+            let id = node["id"].as_str().expect("text");
+            let total = ring.dog_json(index, &["node", "info", id])["space"]["total"].clone();
+            assert!(total.as_u64() > Some(0) && node["space"]["total"] == total, "{node}, {total}");
+        }
+    }
+    sure(&ring, 1, &["cluster", "format"]);
+    for index in 0..3 {
+        // At once, at sheep that have just heard of it.
+        sure(&ring, index, &["cluster", "check"]);
+        sure(&ring, index, &["node", "list"]);
+    }
+}
+
+#[test]
+fn an_answer_waits_for_a_start_or_a_change_of_leader_before_it_warns() {
+    let mut ring = Ring::formatted(3);
+    ring[1].terminate();
+    ring[1].start();
+    sure(&ring, 1, &["cluster", "info"]);
+    ring.wait_full();
+    let leader = ring.leader();
+    ring[leader].kill();
+    let end = Instant::now() + Duration::from_secs(3);
+    while Instant::now() < end {
+        for index in (0..3).filter(|index| *index != leader) {
+            sure(&ring, index, &["cluster", "info"]);
+            let check = ring.dog(index, &["cluster", "check"]);
+            assert!(!check.stdout.contains("unconfirmed") && check.stderr.is_empty(), "{check}");
+        }
+    }
+    let check = ring.dog(ring.any(), &["cluster", "check"]).exits(1);
+    assert_eq!(check.stdout.lines().count(), 2, "slots are summed up: {check}");
+    assert!(check.stdout.starts_with("degraded: 4096 slots of 3 copies: 2 of 3 copies in sync"), "{check}");
+
+    // Cut off for good it says so, and takes its time only once.
+    let last = ring.any();
+    for index in (0..3).filter(|index| *index != leader && *index != last) {
+        ring[index].kill();
+    }
+    wait::until(Duration::from_secs(20), "it warns", || {
+        let info = ring.dog(last, &["cluster", "info"]);
+        if info.stderr.contains("cut off") { Ok(()) } else { Err(info) }
+    });
+    let begin = Instant::now();
+    let check = ring.dog(last, &["cluster", "check"]).exits(1);
+    assert!(check.stderr.contains("cut off") && begin.elapsed() < Duration::from_secs(1), "{check}");
+}
+
 #[test]
 fn the_node_verbs() {
     let mut ring = Ring::formatted(3);
@@ -230,6 +296,9 @@ fn who_has_a_vdi_open_is_listed_and_can_be_thrown_out() {
     );
     assert!(locks.iter().all(|lock| lock["vdi"] == "vol"));
     has_columns(&ring.dog(2, &["vdi", "lock", "list", "vol"]).ok(), &["VDI", "Client", "Node", "Attach"]);
+    let nobody = ring.dog(2, &["vdi", "lock", "unlock", "vol", "node-2"]).exits(1);
+    assert!(nobody.stderr.contains("node-2") && nobody.stderr.contains("lock list"), "{nobody}");
+    named.write(0, &[1; 512]).expect("nobody else was thrown out");
     let closed = ring.dog_json(2, &["vdi", "lock", "unlock", "vol"]);
     assert_eq!(closed["closed"], 2, "{closed}");
     assert!(named.write(0, &[2; 512]).is_err());
@@ -334,6 +403,12 @@ fn names_and_sizes_that_cannot_be_are_refused_by_dog_and_by_the_sheep() {
         ("a,b", "1G"),
         ("a@b", "1G"),
         ("a\tb", "1G"),
+        (" ", "1G"),
+        ("a ", "1G"),
+        (".", "1G"),
+        ("..", "1G"),
+        ("a\u{202e}b", "1G"),
+        ("a\u{200b}b", "1G"),
         ("", "1G"),
         (long.as_str(), "1G"),
         ("a", "0"),
@@ -348,6 +423,9 @@ fn names_and_sizes_that_cannot_be_are_refused_by_dog_and_by_the_sheep() {
     let longest = "n".repeat(255);
     ring.dog(0, &["vdi", "create", &longest, "512"]).ok();
     assert_eq!(ring.open(0, &longest).size(), 512);
+    let list = ring.dog(0, &["vdi", "list"]).ok();
+    assert!(list.stdout.lines().all(|line| line.chars().count() < 150), "{list}");
+    assert_eq!(ring.dog_json(0, &["vdi", "list"])[0]["name"], longest);
     ring.dog(0, &["vdi", "create", "Größe", "1M"]).ok();
     assert_eq!(ring.open(0, "Größe").size(), 1 << 20);
     let error = ring.dog(0, &["-o", "json", "vdi", "create", &longest, "512"]).exits(1);

@@ -56,7 +56,8 @@ fn a_forced_second_format_deletes_everything_everywhere() {
         let output = ring.dog(1, &forced);
         if output.status == 0 { Ok(output) } else { Err(output.to_string()) }
     });
-    assert!(formatted.stdout.contains("512 slots"), "{formatted}");
+    let said = &formatted.stdout;
+    assert!(said.contains("512 slots") && said.contains("anew") && !said.contains("founded"), "{formatted}");
     assert_eq!(ring.dog_json(0, &["vdi", "list"]), serde_json::json!([]));
     ring.create("vol", "64M");
     let mut client = ring.open(0, "vol");

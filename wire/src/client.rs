@@ -2,9 +2,10 @@
 //!
 //! Used by dog, and later by the operator and the CSI driver. When it connects it learns the ring's other
 //! sheep; when a call then fails because the sheep cannot be reached, or says that it is cut off from the
-//! ring, the call goes to the next. Two rules keep that safe:
+//! ring, the call goes to the next. These rules keep that safe:
 //!
-//! - A call that changes something goes elsewhere only if it was certainly not sent.
+//! - A call that changes something goes elsewhere only if it was certainly not sent, or if it can say that it comes
+//!   again: then the ring does it once.
 //! - A call that only asks, or that may be made twice, goes elsewhere after any failure to reach.
 //!
 //! Every wait has a limit: connecting and calls have deadlines, and a stream that a check or a read sends
@@ -12,7 +13,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -71,6 +72,11 @@ pub enum ClientError {
 }
 
 impl ClientError {
+    /// Whether the request may have been carried out although no answer came.
+    fn maybe_done(&self) -> bool {
+        matches!(self, Self::Unreachable { maybe_done: true, .. })
+    }
+
     /// The error of a call that may be made twice: whether it was carried out does not matter.
     fn harmless(mut self) -> Self {
         if let Self::Unreachable { maybe_done, .. } = &mut self {
@@ -113,6 +119,8 @@ impl fmt::Display for Cause {
 enum Again {
     /// Making it twice does no harm.
     Always,
+    /// It says that it comes again, so that it is carried out once.
+    Told,
     /// Only if it was certainly not sent.
     IfUnsent,
 }
@@ -120,8 +128,8 @@ enum Again {
 impl Again {
     fn allows(self, error: &ClientError) -> bool {
         match (self, error) {
-            (Self::Always, ClientError::Unreachable { .. }) => true,
-            (Self::Always, ClientError::Status(error)) => error.elsewhere(),
+            (Self::Always | Self::Told, ClientError::Unreachable { .. }) => true,
+            (Self::Always | Self::Told, ClientError::Status(error)) => error.elsewhere(),
             (Self::IfUnsent, ClientError::Unreachable { maybe_done, .. }) => !maybe_done,
             (Self::IfUnsent, ClientError::Status(_)) => false,
         }
@@ -143,7 +151,7 @@ macro_rules! calls {
         impl AdminClient {
             $($(#[$doc])*
             pub async fn $name(&mut self, request: admin::$request) -> Result<admin::$reply, ClientError> {
-                self.call(Again::$again, |channel| {
+                self.call(Again::$again, |channel, _| {
                     let request = request.clone();
                     async move {
                         let mut client = $client::new(channel).max_decoding_message_size(REPLY_LEN_MAX);
@@ -166,7 +174,7 @@ macro_rules! streams {
                 request: admin::$request,
             ) -> Result<Events<admin::$reply>, ClientError> {
                 let stream = self
-                    .call(Again::$again, |channel| {
+                    .call(Again::$again, |channel, _| {
                         let request = request.clone();
                         async move {
                             let mut client = $client::new(channel).max_decoding_message_size(REPLY_LEN_MAX);
@@ -199,10 +207,6 @@ calls! {
     node_stat: NodeServiceClient.stat(StatRequest) -> StatReply, Always;
     /// Takes a node out of the ring.
     node_remove: NodeServiceClient.remove(RemoveNodeRequest) -> RemoveNodeReply, IfUnsent;
-    /// Makes a VDI.
-    vdi_create: VdiServiceClient.create(CreateVdiRequest) -> VdiReply, IfUnsent;
-    /// Deletes a VDI.
-    vdi_delete: VdiServiceClient.delete(DeleteVdiRequest) -> DeleteVdiReply, IfUnsent;
     /// One VDI in detail.
     vdi_info: VdiServiceClient.info(VdiInfoRequest) -> VdiInfo, Always;
     /// Who has VDIs open.
@@ -246,6 +250,33 @@ impl AdminClient {
         &self.address
     }
 
+    /// Makes a VDI. If the answer is lost another sheep is asked, which knows the VDI for this call's own by the
+    /// time at which it began.
+    pub async fn vdi_create(
+        &mut self,
+        request: admin::CreateVdiRequest,
+    ) -> Result<admin::VdiReply, ClientError> {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let began_ms = u64::try_from(since_1970.as_millis()).unwrap_or_default();
+        self.call(Again::Told, |channel, again| {
+            let request = admin::CreateVdiRequest { began_ms, again, ..request.clone() };
+            async move { VdiServiceClient::new(channel).create(request).await }
+        })
+        .await
+    }
+
+    /// Deletes a VDI. If the answer is lost another sheep is asked, for which a VDI that is gone is deleted.
+    pub async fn vdi_delete(
+        &mut self,
+        request: admin::DeleteVdiRequest,
+    ) -> Result<admin::DeleteVdiReply, ClientError> {
+        self.call(Again::Told, |channel, again| {
+            let request = admin::DeleteVdiRequest { again, ..request.clone() };
+            async move { VdiServiceClient::new(channel).delete(request).await }
+        })
+        .await
+    }
+
     /// Writes into a VDI what comes through `parts`, of which the first is a start.
     ///
     /// There is no deadline on the whole, since it takes as long as there is data. If the sheep gives up
@@ -258,14 +289,17 @@ impl AdminClient {
         reply.map(Response::into_inner).map_err(|status| classify(&self.address, status))
     }
 
+    /// Makes a call until it is answered. `make` is told whether an earlier attempt may have been carried out.
     async fn call<T, F, Fut>(&mut self, again: Again, make: F) -> Result<T, ClientError>
     where
-        F: Fn(Channel) -> Fut,
+        F: Fn(Channel, bool) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let mut told: Option<ClientError> = None;
         loop {
-            let error = match tokio::time::timeout(self.deadlines.call, make(self.channel.clone())).await {
+            let comes_again = told.as_ref().is_some_and(ClientError::maybe_done);
+            let attempt = make(self.channel.clone(), comes_again);
+            let error = match tokio::time::timeout(self.deadlines.call, attempt).await {
                 Ok(Ok(reply)) => return Ok(reply.into_inner()),
                 Ok(Err(status)) => classify(&self.address, status),
                 Err(_) => {
@@ -275,9 +309,13 @@ impl AdminClient {
             };
             let error = if again == Again::Always { error.harmless() } else { error };
             let go_on = again.allows(&error);
-            // The first failure is about the sheep that the user named, unless another one gave a reason.
+            // The first failure is about the sheep that the user named, unless another one gave a reason. That
+            // one which may have done it is the last word until a sheep knows better.
             let error = match told.take() {
-                Some(first) if matches!(error, ClientError::Unreachable { .. }) => first,
+                Some(first) if first.maybe_done() && go_on => first,
+                Some(first) if !error.maybe_done() && matches!(error, ClientError::Unreachable { .. }) => {
+                    first
+                }
                 _ => error,
             };
             if !go_on || !self.move_on().await {
@@ -399,10 +437,12 @@ mod tests {
         assert!(Again::IfUnsent.allows(&unreachable(false)));
         assert!(!Again::IfUnsent.allows(&unreachable(true)));
         assert!(Again::Always.allows(&unreachable(true)));
+        assert!(Again::Told.allows(&unreachable(true)));
         let status = |kind| ClientError::from(AdminError::new(kind, "x"));
         assert!(Again::Always.allows(&status(admin::ErrorKind::Unavailable)));
         assert!(!Again::IfUnsent.allows(&status(admin::ErrorKind::Unavailable)));
         assert!(!Again::Always.allows(&status(admin::ErrorKind::Refused)));
+        assert!(!Again::Told.allows(&status(admin::ErrorKind::Refused)));
     }
 
     #[tokio::test]

@@ -25,8 +25,17 @@ pub enum NameError {
     /// A character that means something elsewhere, or that terminals act on.
     #[error("a VDI name cannot contain {0:?}")]
     Character(char),
+    /// A character that is not seen, or that changes how what is around it is seen.
+    #[error("a new VDI's name cannot contain U+{0:04X}, which does not show as itself")]
+    Unseen(u32),
+    /// Spaces at an end are not seen either.
+    #[error("a new VDI's name cannot begin or end with a space")]
+    Space,
+    /// Names that mean a directory elsewhere.
+    #[error("a new VDI cannot be named {0:?}, which is a directory elsewhere")]
+    Dots(String),
     /// A `,key=value` part of an export name that is not known or not well formed.
-    #[error("{0:?} is not an export option: known is attach=CLIENT:GENERATION")]
+    #[error("{0:?} is not an export option: known are attach=CLIENT:GENERATION and ro=1")]
     Option(String),
     /// An option given twice.
     #[error("export option {0:?} is given twice")]
@@ -41,6 +50,34 @@ impl VdiName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name of a VDI that is to be made: one that people can tell from others. What was made under another
+    /// name before keeps it.
+    pub fn new_vdi(text: &str) -> Result<Self, NameError> {
+        let name: Self = text.parse()?;
+        if let Some(c) = text.chars().find(|c| is_unseen(*c)) {
+            return Err(NameError::Unseen(c.into()));
+        }
+        if text.starts_with(' ') || text.ends_with(' ') {
+            return Err(NameError::Space);
+        }
+        if matches!(text, "." | "..") {
+            return Err(NameError::Dots(text.to_owned()));
+        }
+        Ok(name)
+    }
+}
+
+/// Whether a character that is no control character still does not show as itself: Unicode's formats (bidi
+/// overrides, joiners, tags), separators other than the plain space, fillers, selectors of variants.
+pub fn is_unseen(c: char) -> bool {
+    matches!(c,
+        '\u{a0}' | '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}'
+        | '\u{890}'..='\u{891}' | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{1680}' | '\u{17b4}'..='\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{2000}'..='\u{200f}' | '\u{2028}'..='\u{202f}'
+        | '\u{205f}'..='\u{206f}' | '\u{2800}' | '\u{3000}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+        | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}'
+        | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 impl FromStr for VdiName {
@@ -97,6 +134,8 @@ pub struct ExportName {
     pub vdi: VdiName,
     /// From `attach=CLIENT:GENERATION`.
     pub attach: Option<Attach>,
+    /// From `ro=1`: nothing may be written through it.
+    pub read_only: bool,
 }
 
 impl FromStr for ExportName {
@@ -109,17 +148,21 @@ impl FromStr for ExportName {
             return Err(NameError::Snapshot(name.to_owned()));
         }
         let vdi = name.parse()?;
-        let mut attach = None;
+        let mut export = Self { vdi, attach: None, read_only: false };
         for part in parts {
-            let Some(value) = part.strip_prefix("attach=") else {
-                return Err(NameError::Option(part.to_owned()));
+            let bad = || NameError::Option(part.to_owned());
+            let (key, value) = part.split_once('=').ok_or_else(bad)?;
+            let given = match key {
+                "attach" => export.attach.replace(parse_attach(value).ok_or_else(bad)?).is_some(),
+                // There is no way to say "no": who wants to write leaves it out.
+                "ro" if value == "1" => std::mem::replace(&mut export.read_only, true),
+                _ => return Err(bad()),
             };
-            if attach.is_some() {
-                return Err(NameError::Repeated("attach".to_owned()));
+            if given {
+                return Err(NameError::Repeated(key.to_owned()));
             }
-            attach = Some(parse_attach(value).ok_or_else(|| NameError::Option(part.to_owned()))?);
         }
-        Ok(Self { vdi, attach })
+        Ok(export)
     }
 }
 
@@ -148,6 +191,23 @@ mod tests {
     }
 
     #[test]
+    fn a_new_name_shows_as_what_it_is() {
+        let unseen =
+            ["a\u{202e}b", "a\u{200b}", "\u{feff}a", "a\u{a0}b", "\u{e0041}", "a\u{2066}b", "a\u{ad}b"];
+        for bad in unseen.into_iter().chain([" ", "  ", " a", "a ", ".", ".."]) {
+            assert!(VdiName::new_vdi(bad).is_err(), "{bad:?}");
+            assert!(bad.parse::<VdiName>().is_ok(), "{bad:?}: what exists can be named");
+        }
+        let error = VdiName::new_vdi("a\u{202e}b").expect_err("bidi").to_string();
+        assert!(error.contains("U+202E"), "{error}");
+        for good in ["a b", "...", ".hidden", "Größe", "диск", "磁盘", "קובץ", "قرص", "a\u{308}"]
+        {
+            assert_eq!(VdiName::new_vdi(good).expect(good).as_str(), good);
+        }
+        assert!(VdiName::new_vdi("a/b").is_err());
+    }
+
+    #[test]
     fn an_export_name_may_carry_an_attach_generation() {
         let export: ExportName = "vol,attach=node-1:7".parse().expect("good");
         assert_eq!(export.vdi.as_str(), "vol");
@@ -169,5 +229,21 @@ mod tests {
         ] {
             assert!(bad.parse::<ExportName>().is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_export_name_may_ask_for_a_read_only_export() {
+        assert!(!"vol".parse::<ExportName>().expect("good").read_only);
+        assert!("vol,ro=1".parse::<ExportName>().expect("good").read_only);
+        for both in ["vol,ro=1,attach=a:7", "vol,attach=a:7,ro=1"] {
+            let export: ExportName = both.parse().expect("good");
+            assert_eq!((export.read_only, export.attach.map(|a| a.generation)), (true, Some(7)), "{both}");
+        }
+        for bad in ["vol,ro", "vol,ro=", "vol,ro=0", "vol,ro=true", "vol,ro=11", "vol,RO=1", "vol, ro=1"] {
+            let error = bad.parse::<ExportName>().expect_err(bad).to_string();
+            assert!(error.contains("ro=1"), "{bad}: {error}");
+        }
+        let twice = "vol,ro=1,ro=1".parse::<ExportName>();
+        assert_eq!(twice, Err(NameError::Repeated("ro".to_owned())));
     }
 }

@@ -157,6 +157,14 @@ impl fmt::Display for HumanBytes {
     }
 }
 
+/// A number of things for people: `1 copy`, `3 copies`.
+pub fn count(n: impl Into<u64>, one: &str, many: &str) -> String {
+    match n.into() {
+        1 => format!("1 {one}"),
+        n => format!("{n} {many}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -255,5 +263,11 @@ mod tests {
         fn a_plain_number_is_itself(bytes: u64) {
             prop_assert_eq!(parse_bytes(&bytes.to_string()), Ok(bytes));
         }
+    }
+
+    #[test]
+    fn one_thing_is_not_many() {
+        let counts = [0_u64, 1, 2].map(|n| count(n, "copy", "copies"));
+        assert_eq!(counts, ["0 copies", "1 copy", "2 copies"]);
     }
 }

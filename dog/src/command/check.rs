@@ -4,15 +4,19 @@ use serde::Serialize;
 use wire::admin::check_event::Event;
 use wire::admin::{CheckEvent, CheckSummary, Finding, FindingKind, Severity};
 use wire::client::Events;
-use wire::size::HumanBytes;
+use wire::size::{HumanBytes, count as counted};
 
 use crate::exit::{Exit, Failure, Kind};
 use crate::output::{BYTES, Output};
 
 use super::node_id;
 
-/// The most findings kept for a JSON document, which is printed at the end. People see each as it comes.
+/// The most findings kept for a JSON document, which is printed at the end.
 const FINDINGS_MAX: usize = 100_000;
+/// The most reasons for which slots are told apart; beyond it they are only counted.
+const REASONS_MAX: usize = 100;
+/// Slots that are named of those that lack the same.
+const SLOTS_NAMED: usize = 5;
 
 #[derive(Debug, Serialize)]
 struct Report {
@@ -88,6 +92,7 @@ pub(super) async fn follow(
     let bar = output.progress(BYTES);
     let mut findings = Vec::new();
     let mut left_out = 0;
+    let mut slots = Slots::default();
     let summary = loop {
         let event = events.next().await.map_err(Failure::client(what))?;
         match event.map(|event| event.event) {
@@ -95,7 +100,10 @@ pub(super) async fn follow(
             Some(Some(Event::Finding(finding))) => {
                 let finding = FindingView::from(finding);
                 if !output.is_json() {
-                    bar.suspend(|| output.line(&sentence(&finding)))?;
+                    match finding.slot.filter(|_| finding.vdi.is_none() && finding.oid.is_none()) {
+                        Some(slot) => slots.add(finding, slot),
+                        None => bar.suspend(|| output.line(&sentence(&finding)))?,
+                    }
                 } else if findings.len() < FINDINGS_MAX {
                     findings.push(finding);
                 } else {
@@ -112,6 +120,9 @@ pub(super) async fn follow(
         }
     };
     drop(bar);
+    for line in slots.lines() {
+        output.line(&line)?;
+    }
     output.view(summary.view.as_ref());
     let stale = summary.view.is_some_and(|view| view.possibly_stale);
     let exit = verdict(summary.worst(), stale);
@@ -134,6 +145,70 @@ pub(super) async fn follow(
     Ok(exit)
 }
 
+/// Slots that lack something, summed up by what it is.
+#[derive(Default)]
+struct Slots {
+    reasons: Vec<Reason>,
+    /// With other reasons than those.
+    others: u64,
+}
+
+/// Slots that lack the same.
+struct Reason {
+    severity: &'static str,
+    text: String,
+    copies: u32,
+    count: u64,
+    first: Vec<u32>,
+}
+
+impl Slots {
+    fn add(&mut self, finding: FindingView, slot: u32) {
+        let copies = finding.copies.unwrap_or_default();
+        let same = |r: &Reason| (r.severity, r.copies, &r.text) == (finding.severity, copies, &finding.text);
+        let at = match self.reasons.iter().position(same) {
+            Some(at) => at,
+            None if self.reasons.len() < REASONS_MAX => {
+                let FindingView { severity, text, .. } = finding;
+                self.reasons.push(Reason { severity, text, copies, count: 0, first: Vec::new() });
+                self.reasons.len() - 1
+            }
+            None => {
+                self.others += 1;
+                return;
+            }
+        };
+        let reason = &mut self.reasons[at];
+        reason.count += 1;
+        if reason.first.len() < SLOTS_NAMED {
+            reason.first.push(slot);
+        }
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.reasons.iter().map(Reason::line).collect();
+        if self.others > 0 {
+            lines.push(format!("{} more slots, each with a reason of its own: see -o json", self.others));
+        }
+        lines
+    }
+}
+
+impl Reason {
+    fn line(&self) -> String {
+        let Self { severity, text, copies, count, .. } = self;
+        let of = counted(*copies, "copy", "copies");
+        let mut named: Vec<String> = self.first.iter().map(u32::to_string).collect();
+        if *count == 1 {
+            return format!("{severity}: slot {} of {of}: {text}", named.concat());
+        }
+        if *count > named.len() as u64 {
+            named.push("…".to_owned());
+        }
+        format!("{severity}: {count} slots of {of}: {text} (slots {})", named.join(", "))
+    }
+}
+
 /// A sheep that is cut off cannot know that redundancy is full, so it never makes a check succeed.
 fn verdict(worst: Severity, stale: bool) -> Exit {
     let exit = Exit::from(worst);
@@ -150,16 +225,14 @@ fn status(summary: &CheckSummary, stale: bool) -> &'static str {
 }
 
 fn sentence(finding: &FindingView) -> String {
-    let subject = match (&finding.vdi, &finding.oid, finding.slot) {
-        (Some(vdi), Some(oid), _) => format!("{vdi}: object {oid}: "),
-        (Some(vdi), None, _) => format!("{vdi}: "),
-        (None, Some(oid), _) => format!("object {oid}: "),
-        (None, None, Some(slot)) => format!("slot {slot} of {} copies: ", finding.copies.unwrap_or_default()),
-        (None, None, None) => String::new(),
+    let subject = match (&finding.vdi, &finding.oid) {
+        (Some(vdi), Some(oid)) => format!("{vdi}: object {oid}: "),
+        (Some(vdi), None) => format!("{vdi}: "),
+        (None, Some(oid)) => format!("object {oid}: "),
+        (None, None) => String::new(),
     };
-    let node = finding.node.as_ref().map(|node| format!(" (node {node})")).unwrap_or_default();
     let repaired = if finding.repaired { " [repaired]" } else { "" };
-    format!("{}: {subject}{}{node}{repaired}", finding.severity, finding.text)
+    format!("{}: {subject}{}{repaired}", finding.severity, finding.text)
 }
 
 fn text(status: &str, summary: &CheckSummary) -> String {
@@ -170,8 +243,11 @@ fn text(status: &str, summary: &CheckSummary) -> String {
     }
     if summary.objects > 0 || summary.slots == 0 {
         parts.push(format!(
-            "{} objects, {} degraded, {} damaged, {} repaired",
-            summary.objects, summary.objects_degraded, summary.objects_damaged, summary.repaired
+            "{}, {} degraded, {} damaged, {} repaired",
+            counted(summary.objects, "object", "objects"),
+            summary.objects_degraded,
+            summary.objects_damaged,
+            summary.repaired
         ));
     }
     if summary.bytes_read > 0 {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use wire::admin::{self, ClusterInfo, ClusterStatus};
 use wire::client::AdminClient;
-use wire::size::HumanBytes;
+use wire::size::{HumanBytes, count};
 
 use crate::cli::Cluster;
 use crate::exit::{Exit, Failure};
@@ -24,10 +24,11 @@ pub(super) async fn run(verb: Cluster, client: &mut AdminClient, output: &Output
             let reply = client.cluster_format(request).await.map_err(Failure::client("cluster format"))?;
             let cluster = ClusterView::from(reply.cluster.unwrap_or_default());
             let text = format!(
-                "ring {} founded: {} nodes, {} copies, {} slots",
+                "ring {} {}: {}, {}, {} slots",
                 dash(cluster.id.as_deref()),
-                cluster.nodes,
-                cluster.copies,
+                if reply.again { "formatted anew, its VDIs are gone" } else { "founded" },
+                count(cluster.nodes, "node", "nodes"),
+                count(cluster.copies, "copy", "copies"),
                 cluster.slots
             );
             output.done(&text, &cluster)?;

@@ -4,10 +4,11 @@ use serde::Serialize;
 use wire::admin;
 use wire::client::AdminClient;
 use wire::id::NodeId;
+use wire::size::count;
 
 use crate::cli::Lock;
 use crate::exit::Failure;
-use crate::output::{Output, Row};
+use crate::output::{Output, Row, shortened};
 use crate::time::rfc3339;
 
 use super::{dash, yes};
@@ -29,7 +30,8 @@ pub(super) async fn run(verb: Lock, client: &mut AdminClient, output: &Output) -
             let name = String::from(name);
             let request = admin::LockUnlockRequest { name: name.clone(), client: who.unwrap_or_default() };
             let reply = client.lock_unlock(request).await.map_err(Failure::client(what))?;
-            let text = format!("{name}: {} connections closed", reply.closed);
+            let closed = count(reply.closed, "connection", "connections");
+            let text = format!("{name}: {closed} closed");
             output.done(&text, &serde_json::json!({ "vdi": name, "closed": reply.closed }))?;
         }
     }
@@ -75,7 +77,7 @@ impl Row for LockView {
     fn cells(&self) -> Vec<String> {
         let attach = self.attach.as_ref().map(|attach| format!("{}:{}", attach.client, attach.generation));
         vec![
-            self.vdi.clone(),
+            shortened(&self.vdi),
             self.client.clone(),
             self.node.clone(),
             dash(attach.as_deref()),

@@ -5,11 +5,11 @@ use wire::admin::{self, CopyState};
 use wire::client::AdminClient;
 use wire::id::{Birth, NodeId};
 use wire::name::VdiName;
-use wire::size::HumanBytes;
+use wire::size::{HumanBytes, count};
 
 use crate::cli::{IndexRange, Vdi};
 use crate::exit::{Exit, Failure};
-use crate::output::{Output, Record, Row};
+use crate::output::{Output, Record, Row, shortened};
 use crate::time::rfc3339;
 
 use super::{check, dash, lock, node_id, transfer};
@@ -19,14 +19,16 @@ pub(super) async fn run(verb: Vdi, client: &mut AdminClient, output: &Output) ->
         Vdi::Create { name, size, copies } => {
             let what = format!("vdi create {name}");
             let copies = copies.map_or(0, |copies| copies.get().into());
-            let request = admin::CreateVdiRequest { name: name.into(), size: size.bytes(), copies };
+            let (name, size) = (name.into(), size.bytes());
+            let request = admin::CreateVdiRequest { name, size, copies, ..Default::default() };
             let reply = client.vdi_create(request).await.map_err(Failure::client(what))?;
             let vdi = VdiView::from(reply.vdi.unwrap_or_default());
-            let text = format!("{} created: {}, {} copies", vdi.name, HumanBytes(vdi.size), vdi.copies);
+            let copies = count(vdi.copies, "copy", "copies");
+            let text = format!("{} created: {}, {copies}", vdi.name, HumanBytes(vdi.size));
             output.done(&text, &vdi)?;
         }
         Vdi::Delete { name } => {
-            let request = admin::DeleteVdiRequest { name: name.to_string() };
+            let request = admin::DeleteVdiRequest { name: name.to_string(), ..Default::default() };
             let reply = client.vdi_delete(request).await;
             reply.map_err(Failure::client(format!("vdi delete {name}")))?;
             output.done(&format!("{name} deleted"), &serde_json::json!({ "deleted": name.as_str() }))?;
@@ -130,7 +132,7 @@ impl Row for VdiView {
 
     fn cells(&self) -> Vec<String> {
         vec![
-            self.name.clone(),
+            shortened(&self.name),
             self.id.to_string(),
             HumanBytes(self.size).to_string(),
             HumanBytes(self.used).to_string(),

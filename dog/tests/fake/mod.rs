@@ -218,8 +218,9 @@ fn info(view: Option<View>) -> ClusterInfo {
 #[tonic::async_trait]
 impl ClusterService for Sheep {
     async fn format(&self, request: Request<FormatRequest>) -> Reply<FormatReply> {
-        self.asked(request.into_inner()).await?;
-        Ok(Response::new(FormatReply { cluster: Some(info(self.view())) }))
+        let request = request.into_inner();
+        self.asked(request).await?;
+        Ok(Response::new(FormatReply { cluster: Some(info(self.view())), again: request.force }))
     }
 
     async fn info(&self, request: Request<ClusterInfoRequest>) -> Reply<ClusterInfo> {

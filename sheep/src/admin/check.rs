@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use wire::admin::{CheckEvent, CheckSummary, Finding, FindingKind, Progress, Severity, check_event};
 use wire::peer::{CheckFinding, CheckFindingKind, CheckPhase, VdiCheckReply};
+use wire::size::count;
 
 use super::redundancy::worse;
 use super::stream::{Ended, Sink};
@@ -96,7 +97,7 @@ fn shown(vdi: &str, found: &CheckFinding) -> Finding {
         CheckFindingKind::Damaged => (
             FindingKind::Checksum,
             Severity::Damaged,
-            format!("the copy on {node} has {} damaged blocks", found.count),
+            format!("the copy on {node} has {}", count(found.count, "damaged block", "damaged blocks")),
         ),
         CheckFindingKind::Missing => {
             (FindingKind::Missing, Severity::Damaged, format!("the copy on {node} is missing"))
@@ -121,7 +122,7 @@ fn shown(vdi: &str, found: &CheckFinding) -> Finding {
     Finding {
         kind: kind.into(),
         severity: severity.into(),
-        text: format!("VDI {vdi}, object {oid}: {text}"),
+        text,
         copies: found.object.copies,
         slot: found.object.slot,
         vdi: vdi.to_owned(),
@@ -143,6 +144,7 @@ impl Admin {
         let info = self.gateway.owner_info(vdi.id).await;
         tally.expect(info.and_then(|i| i.used_objects).unwrap_or(vdi.used_objects));
         self.check_vdi(sink, vdi, repair, &mut tally).await?;
+        self.host.view_settles().await;
         let summary = CheckSummary { view: self.view(), ..tally.summary(CheckSummary::default()) };
         sink.send(CheckEvent { event: Some(check_event::Event::Summary(summary)) }).await
     }

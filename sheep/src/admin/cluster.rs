@@ -15,17 +15,15 @@ use super::stream::{Answers, Ended, Sink};
 use super::{Admin, nodes, redundancy, request};
 use crate::placement::SlotCount;
 
-/// Findings about slots told one by one; the summary counts them all.
-const SLOT_FINDINGS_MAX: usize = 1024;
-
 #[tonic::async_trait]
 impl ClusterService for Admin {
     async fn format(&self, request: Request<FormatRequest>) -> Result<Response<FormatReply>, Status> {
         let request = request.into_inner();
         let copies = request::copies(request.copies)?.unwrap_or_else(|| self.host.default_copies());
         let slots = if request.slots == 0 { SlotCount::default().get() } else { request.slots };
+        let again = self.gateway.context.view.state().format().is_some();
         self.host.format(copies, slots, request.force).await.map_err(AdminError::from)?;
-        Ok(Response::new(FormatReply { cluster: Some(self.cluster_info().await) }))
+        Ok(Response::new(FormatReply { cluster: Some(self.cluster_info().await), again }))
     }
 
     async fn info(&self, _: Request<ClusterInfoRequest>) -> Result<Response<ClusterInfo>, Status> {
@@ -39,6 +37,7 @@ impl ClusterService for Admin {
         request: Request<CheckClusterRequest>,
     ) -> Result<Response<Self::CheckStream>, Status> {
         let deep = request.into_inner().deep;
+        self.host.view_settles().await;
         request::formatted(&self.gateway.context.view.state())?;
         self.stream(|admin, sink| async move { admin.check_cluster(&sink, deep).await })
     }
@@ -50,6 +49,7 @@ impl ClusterService for Admin {
 
 impl Admin {
     async fn cluster_info(&self) -> ClusterInfo {
+        self.host.view_settles().await;
         let applied = self.gateway.context.view.applied();
         let view = self.view();
         let state = &applied.state;
@@ -102,7 +102,7 @@ impl Admin {
 
     async fn check_cluster(&self, sink: &Sink<CheckEvent>, deep: bool) -> Result<(), Ended> {
         let state = self.gateway.context.view.state();
-        for finding in redundancy::findings(&state).take(SLOT_FINDINGS_MAX) {
+        for finding in redundancy::findings(&state) {
             sink.send(CheckEvent { event: Some(check_event::Event::Finding(finding)) }).await?;
         }
         let mut tally = Tally::default();
@@ -120,6 +120,7 @@ impl Admin {
             let progress = Progress::default();
             sink.send(CheckEvent { event: Some(check_event::Event::Progress(progress)) }).await?;
         }
+        self.host.view_settles().await;
         let slots = redundancy::summary(&self.gateway.context.view.state());
         let worst = redundancy::worse(slots.worst(), tally.worst()).into();
         let summary = CheckSummary { view: self.view(), worst, ..tally.summary(slots) };

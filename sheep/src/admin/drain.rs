@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use wire::admin::{AdminError, DrainEvent, ErrorKind, RemoveNodeReply};
 use wire::id::NodeId;
+use wire::size::count;
 
 use super::stream::{Ended, Sink};
 use super::{Admin, error};
@@ -29,7 +30,9 @@ pub(super) fn may_drain(state: &ClusterState, id: NodeId) -> Result<(), AdminErr
     let left = state.nodes().filter(takes).count();
     let need = state.slots().map(|(copies, _, _)| usize::from(copies.get())).max().unwrap_or(1);
     if left < need {
-        let why = format!("without node {id}, {left} nodes are left for {need} copies");
+        let left = count(left as u64, "node is", "nodes are");
+        let need = count(need as u64, "copy", "copies");
+        let why = format!("without node {id}, {left} left for {need}");
         return Err(AdminError::new(ErrorKind::Refused, why)
             .hint("add a sheep first, or delete the VDIs that have that many copies"));
     }

@@ -9,7 +9,7 @@ use wire::size::SizeError;
 
 use super::host::FormatError;
 use crate::cluster::entry::Refusal;
-use crate::cluster::log::ProposeError;
+use crate::cluster::log::{ProposeError, ReadError};
 use crate::nbd::{IoError, OpenError};
 
 const NO_MAJORITY: &str =
@@ -146,9 +146,20 @@ pub(super) fn no_vdi(name: &str) -> AdminError {
     OpenError::NotFound(name.to_owned()).into()
 }
 
+/// A client without a connection to the VDI.
+pub(super) fn no_client(vdi: &str, client: &str) -> AdminError {
+    AdminError::new(ErrorKind::NotFound, format!("client {client:?} does not have VDI {vdi} open"))
+        .hint("name it as `dog vdi lock list` shows it: its Client, or its Attach without the generation")
+}
+
 /// A name that no VDI can have.
 pub(super) fn bad_name(error: &NameError) -> AdminError {
     AdminError::new(ErrorKind::Invalid, error.to_string())
+}
+
+/// What this sheep knows may be old.
+pub(super) fn unsure(error: &ReadError) -> AdminError {
+    AdminError::new(ErrorKind::Unavailable, error.to_string()).hint(NO_MAJORITY)
 }
 
 /// A size that no VDI can have.

@@ -53,8 +53,13 @@ pub(crate) trait Host: Send + Sync + 'static {
     /// Founds a ring. Returns once this node has applied the first entry.
     async fn format(&self, copies: Copies, slots: u32, force: bool) -> Result<(), FormatError>;
 
-    /// Whether a majority has confirmed lately that what this node knows is the newest.
+    /// Whether a majority has confirmed lately that what this node knows is the newest; always before there
+    /// is a ring.
     fn view_is_fresh(&self) -> bool;
+
+    /// Waits until the view is fresh, but not for long, and not at all if it has not been for a while: after
+    /// a format, a start or a change of leader it takes a moment.
+    async fn view_settles(&self);
 
     /// What a member is doing, this one included. `None` if it does not answer within 2 s.
     async fn node_status(&self, node: NodeId) -> Option<NodeStatusReply>;

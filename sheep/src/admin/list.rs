@@ -66,6 +66,7 @@ impl Admin {
 
     /// One VDI in full.
     pub(super) async fn vdi_info(&self, name: &str) -> Result<VdiInfo, AdminError> {
+        self.host.view_settles().await;
         let vdi = request::vdi(&self.gateway.context.view.state(), name)?;
         let (open, _) = self.connections(vdi.id, "", false).await;
         let figures = match vdi.root {

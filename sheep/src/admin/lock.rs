@@ -10,7 +10,7 @@ use wire::admin::{AdminError, ErrorKind, Lock, LockListReply, LockUnlockReply};
 use wire::id::{NodeId, VdiId};
 use wire::peer::{ClientsRequest, OpenConnection};
 
-use super::{Admin, NODES_AT_ONCE, request};
+use super::{Admin, NODES_AT_ONCE, error, request};
 use crate::cluster::state::ClusterState;
 
 /// A connection as it is shown; `None` if its VDI is gone.
@@ -25,7 +25,7 @@ fn lock(state: &ClusterState, open: &OpenConnection) -> Option<Lock> {
         attach_client: connection.attach_client.clone(),
         attach_generation: connection.attach_generation,
         opened_ms: open.opened_ms,
-        read_only: false,
+        read_only: open.read_only,
     })
 }
 
@@ -60,6 +60,7 @@ impl Admin {
 
     /// Who has VDIs open; all VDIs for an empty name.
     pub(super) async fn lock_list(&self, name: &str) -> Result<LockListReply, AdminError> {
+        self.host.view_settles().await;
         let state = self.gateway.context.view.state();
         request::formatted(&state)?;
         let vdi = if name.is_empty() { VdiId(0) } else { request::vdi(&state, name)?.id };
@@ -95,6 +96,9 @@ impl Admin {
             .collect();
         all.sort_unstable();
         all.dedup();
+        if all.is_empty() && !client.is_empty() {
+            return Err(error::no_client(name, client));
+        }
         tracing::info!(vdi = name, client, connections = all.len(), "connections were withdrawn");
         Ok(LockUnlockReply { view: self.view(), closed: all.len() as u64 })
     }

@@ -17,6 +17,7 @@ use crate::cluster::entry::{ClusterEntry, Refusal};
 #[tonic::async_trait]
 impl NodeService for Admin {
     async fn list(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesReply>, Status> {
+        self.host.view_settles().await;
         let state = self.gateway.context.view.state();
         let view = self.view();
         let nodes = nodes::list(&state, &*self.host).await;
@@ -75,6 +76,7 @@ impl NodeService for Admin {
 
 impl Admin {
     async fn node_info(&self, id: NodeId) -> Result<NodeInfo, AdminError> {
+        self.host.view_settles().await;
         let state = self.gateway.context.view.state();
         let view = self.view();
         let me = self.host.spec().session.node;
@@ -114,6 +116,7 @@ impl Admin {
     }
 
     async fn recovery_state(&self) -> Result<RecoveryReply, AdminError> {
+        self.host.view_settles().await;
         let state = self.gateway.context.view.state();
         request::formatted(&state)?;
         let replies = nodes::ask(&*self.host, nodes::storing(&state)).await;

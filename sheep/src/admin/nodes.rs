@@ -115,10 +115,15 @@ pub(super) fn up(state: &ClusterState) -> Vec<NodeId> {
 pub(super) async fn list(state: &ClusterState, host: &dyn Host) -> Vec<admin::Node> {
     let me = host.spec().session.node;
     if state.format().is_none() {
-        let mut waiting: Vec<admin::Node> = host.known_nodes().iter().map(|s| described(s, me)).collect();
-        waiting.sort_by_key(|n| n.id);
-        waiting.dedup_by_key(|n| n.id);
-        return waiting;
+        let mut waiting = host.known_nodes();
+        waiting.sort_by_key(|s| s.session.node);
+        waiting.dedup_by_key(|s| s.session.node);
+        let replies = ask(host, waiting.iter().map(|s| s.session.node).collect()).await;
+        let show = |spec: &NodeSpec| {
+            let space = replies.get(&spec.session.node).filter(|_| !spec.gateway).map(space);
+            admin::Node { space, ..described(spec, me) }
+        };
+        return waiting.iter().map(show).collect();
     }
     let replies = ask(host, up(state)).await;
     let held = held(state);
@@ -199,6 +204,7 @@ pub(super) mod tests {
         fn view_is_fresh(&self) -> bool {
             true
         }
+        async fn view_settles(&self) {}
         async fn node_status(&self, node: NodeId) -> Option<NodeStatusReply> {
             let reply = NodeStatusReply { space_total: 100, space_free: 60, ..NodeStatusReply::default() };
             (!self.silent.contains(&node)).then_some(reply)
@@ -211,10 +217,15 @@ pub(super) mod tests {
     }
 
     #[tokio::test]
-    async fn before_a_format_those_that_wait_are_listed_once_each() {
-        let host = FakeHost { known: vec![spec(2), spec(1), spec(2)], silent: Vec::new() };
+    async fn before_a_format_those_that_wait_are_listed_once_each_with_their_space() {
+        let gateway = NodeSpec { gateway: true, ..spec(4) };
+        let known = vec![spec(2), spec(1), spec(2), spec(3), gateway];
+        let host = FakeHost { known, silent: vec![NodeId(3)] };
         let nodes = list(&ClusterState::default(), &host).await;
-        assert_eq!(statuses(&nodes), [(1, NodeStatus::Waiting), (2, NodeStatus::Waiting)]);
+        let waiting = |id| (id, NodeStatus::Waiting);
+        assert_eq!(statuses(&nodes), [1, 2, 3, 4].map(waiting));
+        let spaces: Vec<Option<u64>> = nodes.iter().map(|n| n.space.as_ref().map(|s| s.free)).collect();
+        assert_eq!(spaces, [Some(60), Some(60), None, None]);
         assert_eq!((nodes[0].self_, nodes[1].self_), (true, false));
         assert_eq!((nodes[1].host.as_str(), nodes[1].port), ("127.0.0.1", 7002));
     }

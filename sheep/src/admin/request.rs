@@ -19,6 +19,11 @@ pub(super) fn name(text: &str) -> Result<VdiName, AdminError> {
     text.parse().map_err(|e| error::bad_name(&e))
 }
 
+/// The name of a VDI that is to be made.
+pub(super) fn new_name(text: &str) -> Result<VdiName, AdminError> {
+    VdiName::new_vdi(text).map_err(|e| error::bad_name(&e))
+}
+
 /// A number of copies; `None` for 0, which is the default.
 pub(super) fn copies(count: u32) -> Result<Option<Copies>, AdminError> {
     match count {

@@ -14,7 +14,7 @@ use wire::admin::{
     ObjectReply, ObjectRequest, ReadVdiReply, ReadVdiRequest, VdiInfo, VdiInfoRequest, VdiReply,
     WriteVdiReply, WriteVdiRequest,
 };
-use wire::name::VdiName;
+use wire::name::{ExportName, VdiName};
 
 use super::stream::Answers;
 use super::{Admin, error, request};
@@ -72,10 +72,10 @@ impl Admin {
                 .hint("see `dog cluster info` for whether a majority of the voters is up")
         };
         let (gateway, tasks, cancel) = (self.gateway.clone(), self.tasks.clone(), self.cancel.clone());
-        let wanted = name.clone();
+        let wanted = ExportName { vdi: name.clone(), attach: None, read_only: false };
         let opening = self.tasks.spawn(async move {
             let opened = tokio::select! {
-                opened = tokio::time::timeout(OPEN_MAX, gateway.open(&wanted, CLIENT, None)) => opened.ok()?,
+                opened = tokio::time::timeout(OPEN_MAX, gateway.open(&wanted, CLIENT)) => opened.ok()?,
                 () = cancel.cancelled() => Err(OpenError::ShuttingDown),
             };
             Some(opened.map(|handle| Arc::new(OpenVdi { handle, tasks, closed: AtomicBool::new(false) })))
@@ -104,12 +104,13 @@ impl VdiService for Admin {
     }
 
     async fn delete(&self, request: Request<DeleteVdiRequest>) -> Result<Response<DeleteVdiReply>, Status> {
-        Ok(Response::new(self.delete_vdi(&request.into_inner().name).await?))
+        Ok(Response::new(self.delete_vdi(request.into_inner()).await?))
     }
 
     type ListStream = Answers<ListVdisReply>;
 
     async fn list(&self, _: Request<ListVdisRequest>) -> Result<Response<Self::ListStream>, Status> {
+        self.host.view_settles().await;
         request::formatted(&self.gateway.context.view.state())?;
         self.stream(|admin, sink| async move { admin.list_vdis(&sink).await })
     }
@@ -122,6 +123,7 @@ impl VdiService for Admin {
 
     async fn object(&self, request: Request<ObjectRequest>) -> Result<Response<Self::ObjectStream>, Status> {
         let request = request.into_inner();
+        self.host.view_settles().await;
         let vdi = self.vdi_meant(&request.name)?;
         self.stream(move |admin, sink| async move { admin.objects(&sink, &vdi, &request).await })
     }

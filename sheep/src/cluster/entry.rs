@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use wire::id::{Birth, ClusterId, Generation, NodeId, Session, SlotIndex, VdiId};
 use wire::name::VdiName;
 use wire::policy::Copies;
+use wire::size::count;
 
 /// What a node says of itself when it joins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -241,7 +242,7 @@ pub enum Refusal {
     #[error("node {0} is alive and not drained")]
     NodeInUse(NodeId),
     /// Some slots have their only in-sync copies there.
-    #[error("node {node} holds the only in-sync copy of {slots} slots")]
+    #[error("node {node} holds the only in-sync copy of {}", count(*slots, "slot", "slots"))]
     LastCopies {
         /// Which node.
         node: NodeId,

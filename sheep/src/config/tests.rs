@@ -265,7 +265,7 @@ fn timing_keeps_an_order_in_which_elections_end() {
     for (text, key) in [
         ("heartbeat-ms = 9", "timing.heartbeat-ms"),
         ("heartbeat-ms = 60001", "timing.heartbeat-ms"),
-        ("heartbeat-ms = 201", "timing.heartbeat-ms"),
+        ("heartbeat-ms = 101", "timing.heartbeat-ms"),
         ("election-min-ms = 609", "timing.election-min-ms"),
         ("election-min-ms = 1000", "timing.election-max-ms"),
         ("election-max-ms = 500", "timing.election-max-ms"),
@@ -274,6 +274,9 @@ fn timing_keeps_an_order_in_which_elections_end() {
     ] {
         assert_eq!(refused_key(timing(text)), key, "{text:?}");
     }
+    let error = timing("heartbeat-ms = 200").expect_err("too slow").to_string();
+    assert!(error.contains("250 ms") && error.contains("100 or less"), "{error}");
+    assert!(timing("heartbeat-ms = 100").is_ok());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use wire::frame::Payload;
 use wire::name::ExportName;
+use wire::size::count;
 
 use super::{Done, Gateway, Handle, Io};
 use crate::nbd::{
@@ -29,14 +30,14 @@ impl Exports for NbdExports {
         let vdi = state.vdi_named(&name.vdi).ok_or_else(|| OpenError::NotFound(name.vdi.to_string()))?;
         Ok(ExportInfo {
             name: vdi.name.to_string(),
-            description: format!("sheepdog VDI {}, {} copies", vdi.id, vdi.copies),
+            description: format!("sheepdog VDI {}, {}", vdi.id, count(vdi.copies.get(), "copy", "copies")),
             size: vdi.size,
-            read_only: false,
+            read_only: name.read_only,
         })
     }
 
     async fn open(&self, name: &ExportName, client: ClientInfo) -> Result<Arc<dyn Export>, OpenError> {
-        let handle = self.gateway.open(&name.vdi, &client.peer, name.attach.as_ref()).await?;
+        let handle = self.gateway.open(name, &client.peer).await?;
         Ok(handle)
     }
 }
@@ -48,7 +49,7 @@ impl Export for Handle {
             name: self.name.to_string(),
             description: format!("sheepdog VDI {}", self.vdi),
             size: self.size,
-            read_only: false,
+            read_only: self.read_only,
         }
     }
 

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use wire::frame::Payload;
 use wire::id::{Generation, Session, VdiId};
-use wire::name::{Attach, VdiName};
+use wire::name::{Attach, ExportName, VdiName};
 use wire::peer::{Connection, OpenRequest, RequestId, Status, StatusReply, VdiInfoReply, VdiIoRequest, op};
 
 use crate::cluster::entry::{ClusterEntry, ClusterReply, Refusal};
@@ -73,6 +73,8 @@ pub(crate) struct Handle {
     pub(crate) vdi: VdiId,
     pub(crate) name: VdiName,
     pub(crate) size: u64,
+    /// The NBD server takes no writes for it.
+    pub(crate) read_only: bool,
     connection: Connection,
     /// The owner that has been told of this connection.
     known_to: Mutex<Option<(Session, Generation)>>,
@@ -120,10 +122,10 @@ impl Gateway {
     /// can still happen (rule 10).
     pub(crate) async fn open(
         self: &Arc<Self>,
-        name: &VdiName,
+        export: &ExportName,
         client: &str,
-        attach: Option<&Attach>,
     ) -> Result<Arc<Handle>, OpenError> {
+        let (name, attach) = (&export.vdi, export.attach.as_ref());
         let state = self.context.view.state();
         let Some(vdi) = state.vdi_named(name) else {
             return Err(OpenError::NotFound(name.to_string()));
@@ -134,6 +136,7 @@ impl Gateway {
             vdi: vdi.id,
             name: name.clone(),
             size: vdi.size,
+            read_only: export.read_only,
             connection: Connection {
                 gateway: self.context.me().into(),
                 connection,

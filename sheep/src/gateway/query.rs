@@ -182,6 +182,7 @@ impl Gateway {
                 vdi: handle.vdi.0,
                 connection: handle.connection.clone(),
                 opened_ms: handle.opened_ms,
+                read_only: handle.read_only,
             }
         });
         ClientsReply { connections: connections.collect() }

@@ -65,7 +65,7 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A TCP address.
-    #[error("cannot listen on {address}")]
+    #[error("cannot listen on {address} for NBD: {source}; choose another port or stop what uses it")]
     Bind {
         /// The address asked for.
         address: SocketAddr,
@@ -73,7 +73,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// The unix socket.
-    #[error("cannot listen on {}", path.display())]
+    #[error("cannot listen on {}: {source}", path.display())]
     Socket {
         /// The path asked for.
         path: PathBuf,

@@ -30,6 +30,11 @@ use crate::vdi::context::Context;
 /// How long to wait for the log in what an operator asked for.
 const LOG_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long an answer waits for a lease: an election and a renewal take a second.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it looks.
+const SETTLE_POLL: Duration = Duration::from_millis(10);
+
 /// What the admin API needs of this node.
 pub(crate) struct NodeHost {
     pub(super) own: Weak<NodeHost>,
@@ -185,7 +190,14 @@ impl Host for NodeHost {
     }
 
     fn view_is_fresh(&self) -> bool {
-        self.context.lease.is_valid()
+        !self.knows_of_a_ring() || self.context.lease.is_valid()
+    }
+
+    async fn view_settles(&self) {
+        let unsure = || self.knows_of_a_ring().then(|| self.context.lease.missing_for()).flatten();
+        while unsure().is_some_and(|time| time < SETTLE_PATIENCE) {
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
     }
 
     async fn node_status(&self, node: NodeId) -> Option<NodeStatusReply> {
@@ -211,6 +223,13 @@ impl Host for NodeHost {
 }
 
 impl NodeHost {
+    /// Whether there is a ring that this node is in, or is about to join.
+    fn knows_of_a_ring(&self) -> bool {
+        self.membership.cluster().is_some()
+            || self.context.view.state().format().is_some()
+            || self.membership.known_in_ring().is_some()
+    }
+
     /// Orders a format, the first or another one, and waits until the members know of it.
     async fn lay_out(&self, entry: ClusterEntry) -> Result<(), FormatError> {
         match self.ring.log.propose(entry, LOG_PATIENCE).await {

@@ -328,10 +328,10 @@ fn messages_about_connections_keep_their_bytes() {
         &ClientsRequest { to_start: 0x61, vdi: 0x62, client: "c".to_owned(), revoke: true },
         "086110621a01632001",
     );
-    let open = OpenConnection { vdi: 0x61, connection: connection(), opened_ms: 0x62 };
+    let open = OpenConnection { vdi: 0x61, connection: connection(), opened_ms: 0x62, read_only: true };
     check(
         &ClientsReply { connections: vec![open] },
-        "0a1d086112170a0b091211000000000000101310711a016322016128721862",
+        "0a1f086112170a0b091211000000000000101310711a0163220161287218622001",
     );
 }
 

@@ -186,6 +186,9 @@ pub struct OpenConnection {
     /// When it was opened, milliseconds since 1970.
     #[prost(uint64, tag = "3")]
     pub opened_ms: u64,
+    /// It may not write.
+    #[prost(bool, tag = "4")]
+    pub read_only: bool,
 }
 
 /// GATEWAY_CLIENTS's answer.

@@ -7,6 +7,18 @@ use wire::id::NodeId;
 
 use super::codec::CodecError;
 
+/// A node must not vote with a log that is not what it wrote; what it stored is in the ring, too.
+const WAY_OUT: &str = "; move the directory away and start with an empty one: the node joins anew, the ring copies its data \
+                       back, and `dog node remove` takes the old id out. A ring of one has no other copy: restore the file";
+
+/// The way out if it is the file that is wrong, and not just that somebody else has it.
+fn unreadable(error: &redb::Error) -> &'static str {
+    match error {
+        redb::Error::DatabaseAlreadyOpen => "; stop the other process",
+        _ => WAY_OUT,
+    }
+}
+
 /// The log cannot be opened or has stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -23,7 +35,7 @@ pub enum LogError {
         source: io::Error,
     },
     /// The file's own structure is damaged or it cannot be read.
-    #[error("{path}: the cluster log cannot be read: {source}")]
+    #[error("{path}: the cluster log cannot be read: {source}{way_out}", way_out = unreadable(source))]
     Database {
         /// The file.
         path: PathBuf,
@@ -32,7 +44,7 @@ pub enum LogError {
         source: Box<redb::Error>,
     },
     /// A record is damaged, or was written by a version this one does not know.
-    #[error("{path}: {what} is damaged: {source}")]
+    #[error("{path}: {what} is damaged: {source}{WAY_OUT}")]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -43,7 +55,7 @@ pub enum LogError {
         source: CodecError,
     },
     /// Records contradict each other: one is missing, or is not where it says it is.
-    #[error("{path}: the cluster log is inconsistent: {what}")]
+    #[error("{path}: the cluster log is inconsistent: {what}{WAY_OUT}")]
     Inconsistent {
         /// The file.
         path: PathBuf,
@@ -51,7 +63,7 @@ pub enum LogError {
         what: String,
     },
     /// The file is another node's.
-    #[error("{path}: belongs to node {found}, not {expected}")]
+    #[error("{path}: belongs to node {found}, not {expected}{WAY_OUT}")]
     WrongNode {
         /// The file.
         path: PathBuf,
