@@ -118,7 +118,7 @@ impl Owner {
             };
             self.mend_copy(object, session).await?;
         }
-        self.settle(object, false).await.map(drop)
+        self.settle(object, &[]).await.map(drop)
     }
 
     /// Gives `to` a sound copy's blocks where its own are damaged, or all of them where it has nothing.

@@ -5,6 +5,8 @@
 //! 2. An object whose in-sync copies differ is rolled forward: the copy with the highest version has the
 //!    longest prefix of the writes, and its blocks go to the others. A block that is damaged there is taken
 //!    from another copy; if it is torn everywhere, what is there becomes the block: old or new, by sector.
+//!    What an in-sync copy may have lost gets a version of this generation, so that no copy outside the set
+//!    passes for equal because it has the version that was there before.
 //! 3. Everybody is told that the generation is settled. Only then requests begin.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -71,13 +73,13 @@ impl Owner {
     pub(crate) async fn take_over(self: &Arc<Self>) -> Result<(), IoFailure> {
         let began = std::time::Instant::now();
         let replies = if planted(Mutant::NoSeal) { HashMap::new() } else { self.seal_everywhere().await? };
-        let mut objects: BTreeMap<(u128, u64), (ObjectRef, bool)> = BTreeMap::new();
+        let mut objects: BTreeMap<(u128, u64), (ObjectRef, Vec<Session>)> = BTreeMap::new();
         let mut applied = Vec::new();
-        for reply in replies.into_values() {
+        for (holder, reply) in replies {
             for unsettled in reply.unsettled {
                 let key = (unsettled.object.oid().0, unsettled.object.birth);
-                let known = objects.entry(key).or_insert((unsettled.object, false));
-                known.1 |= unsettled.suspect;
+                let known = objects.entry(key).or_insert((unsettled.object, Vec::new()));
+                known.1.extend(unsettled.suspect.then_some(holder));
             }
             applied.extend(reply.applied);
         }
@@ -87,14 +89,14 @@ impl Owner {
         let (mut pages, data): (Vec<_>, Vec<_>) =
             objects.into_values().partition(|(o, _)| o.oid().kind() == Some(ObjectKind::Map));
         pages.sort_by_key(|(o, _)| std::cmp::Reverse(o.oid().index() >> 48));
-        for (object, suspect) in pages {
-            settled.extend(self.settle(object, suspect).await?.map(|v| (object, v)));
+        for (object, suspects) in pages {
+            settled.extend(self.settle(object, &suspects).await?.map(|v| (object, v)));
         }
         {
             use futures::{StreamExt, TryStreamExt};
             let rest: Vec<_> = futures::stream::iter(data)
-                .map(|(object, suspect)| async move {
-                    Ok::<_, IoFailure>(self.settle(object, suspect).await?.map(|v| (object, v)))
+                .map(|(object, suspects)| async move {
+                    Ok::<_, IoFailure>(self.settle(object, &suspects).await?.map(|v| (object, v)))
                 })
                 .buffer_unordered(PARALLEL)
                 .try_collect()
@@ -189,10 +191,11 @@ impl Owner {
     }
 
     /// Makes all in-sync copies of an object the same; their version, or `None` if there is no such object.
+    /// `suspects` are the holders whose copies a crash may have touched.
     pub(crate) async fn settle(
         &self,
         object: ObjectRef,
-        suspect: bool,
+        suspects: &[Session],
     ) -> Result<Option<Version>, IoFailure> {
         let mut rounds = 0;
         loop {
@@ -220,10 +223,17 @@ impl Owner {
                 let same =
                     copies.windows(2).all(|w| w[0].version == w[1].version && w[0].table == w[1].table);
                 let sound = copies.iter().all(|c| c.damaged.is_empty());
-                if same && (sound || !suspect) {
-                    return Ok(copies.first().map(|c| c.version));
-                }
-                if self.roll_forward(&object, &copies).await? == Rolled::AsFarAsItGoes {
+                if same && (sound || suspects.is_empty()) {
+                    let Some(version) = copies.first().map(|c| c.version) else { return Ok(None) };
+                    let touched = copies.iter().any(|c| suspects.contains(&c.session));
+                    if !touched || version.generation >= self.generation {
+                        return Ok(Some(version));
+                    }
+                    let own = Version { generation: self.generation, seq: version.seq + 1 };
+                    for copy in &copies {
+                        self.patch(copy.session, &object, own, Vec::new(), Payload::empty(), Vec::new()).await?;
+                    }
+                } else if self.roll_forward(&object, &copies).await? == Rolled::AsFarAsItGoes {
                     return Ok(copies.iter().map(|c| c.version).max());
                 }
             }
