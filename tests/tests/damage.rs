@@ -278,6 +278,95 @@ fn a_damaged_block_table_on_any_one_copy_holds_up_nobody() {
     ring.dog(0, &["cluster", "check", "--deep"]).ok();
 }
 
+/// As the check names the object that a file holds.
+fn oid(path: &Path) -> String {
+    let name = path.file_name().expect("a file").to_string_lossy();
+    name.split('.').next().expect("a name").to_owned()
+}
+
+fn overwrite(path: &Path, at: u64, len: usize) {
+    let file = fs::OpenOptions::new().write(true).open(path).expect("opens");
+    file.write_all_at(&vec![0xa5; len], at).expect("written");
+}
+
+/// By a check of the VDI and by one of everything.
+#[track_caller]
+fn assert_found(ring: &Ring, oid: &str, what: &str) {
+    for check in [&["vdi", "check", "vol"][..], &["cluster", "check", "--deep"]] {
+        let found = ring.dog(0, check).exits(4);
+        assert!(found.stdout.contains(oid), "{what} of {oid}: {found}");
+    }
+}
+
+type Harm = (&'static str, fn(&Path));
+
+const HARMS: [Harm; 6] = [
+    ("deleted", |path| fs::remove_file(path).expect("removed")),
+    ("another file", |path| {
+        let copy = path.with_extension("copy");
+        fs::copy(path, &copy).expect("copied");
+        fs::rename(&copy, path).expect("renamed");
+    }),
+    ("header", |path| overwrite(path, 16, 8)),
+    ("version", |path| overwrite(path, 512, 8)),
+    ("block table", |path| overwrite(path, 4096, 64)),
+    ("everything", |path| overwrite(path, 0, 65536)),
+];
+
+#[test]
+fn what_is_done_to_files_of_a_running_sheep_is_found_and_mended() {
+    let mut ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    let mut client = ring.open(0, "vol");
+    for object in 0..4u64 {
+        client.write(object << 22, &DATA).expect("written");
+    }
+    client.flush().expect("flushed");
+    let good = ring.digest(0, "vol");
+    ring.dog(0, &["cluster", "check", "--deep"]).ok();
+    for (number, (what, harm)) in HARMS.into_iter().enumerate() {
+        let path = &data_files(&ring[number % 3].dir)[number % 4];
+        harm(path);
+        assert_found(&ring, &oid(path), what);
+        let repaired = ring.dog(0, &["vdi", "check", "vol", "--repair"]).ok();
+        assert!(repaired.stdout.contains("[repaired]"), "{what}: {repaired}");
+        ring.dog(0, &["cluster", "check", "--deep"]).ok();
+        client.write((3 << 22) + 4096, &DATA[..4096]).expect("written");
+    }
+    drop(client);
+    // What was put back is on disk.
+    for index in 0..3 {
+        ring[index].kill();
+        ring[index].start();
+        ring.wait_full();
+    }
+    for index in 0..3 {
+        assert_eq!(ring.digest(index, "vol"), good, "through {index}");
+    }
+    ring.dog(0, &["cluster", "check", "--deep"]).ok();
+}
+
+#[test]
+fn the_only_copy_is_put_back_from_memory() {
+    let mut ring = Ring::local();
+    ring.dog(0, &["cluster", "format", "-c", "1"]).ok();
+    ring.create("vol", "64M");
+    ring.open(0, "vol").write(0, &DATA).expect("written");
+    for (what, harm) in &HARMS[..5] {
+        let path = &data_files(&ring[0].dir)[0];
+        harm(path);
+        assert_found(&ring, &oid(path), what);
+        ring.dog(0, &["vdi", "check", "vol", "--repair"]).ok();
+        ring[0].kill();
+        ring[0].start();
+        assert_eq!(ring.open(0, "vol").read(0, DATA.len() as u32).expect("read"), DATA, "{what}");
+        wait::until(Duration::from_secs(10), "clean, by a sheep that is sure of the ring", || {
+            let output = ring.dog(0, &["cluster", "check", "--deep"]);
+            if output.status == 0 { Ok(()) } else { Err(output) }
+        });
+    }
+}
+
 #[test]
 fn a_ring_whose_log_is_gone_is_not_taken_for_none() {
     let mut ring = Ring::local();

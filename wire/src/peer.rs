@@ -19,7 +19,7 @@ pub use client::{
 };
 pub use node::{IntroduceMessage, NodeInfo, NodeStatusReply, RenewRequest, SuspectRequest};
 pub use object::{
-    AppliedRequest, CatchUpRequest, ListReply, ListVdiRequest, Listed, ObjectRequest, PatchRequest,
+    AppliedRequest, CatchUpRequest, ListReply, ListVdiRequest, Listed, ObjectRequest, OnDisk, PatchRequest,
     PullReply, ReadReply, SealReply, SealRequest, TableReply, Unsettled, VdiRequest, WriteKind, WriteReply,
     WriteRequest,
 };

@@ -116,6 +116,9 @@ impl Replica {
         let gate = self.vdi(request.fence.vdi());
         let _sealed = gate.gate.read();
         self.check(&self.view.state(), &request.fence, Some((key.copies, key.slot)))?;
+        if self.store.reinstate(&key).map_err(|e| self.status(e))? {
+            tracing::warn!(object = %key, "put a file back that was not on disk as it is in use");
+        }
         if !request.accept.is_empty() {
             self.store.accept_torn(&key, &request.accept).map_err(|e| self.status(e))?;
         }

@@ -29,8 +29,8 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use wire::id::{Birth, Generation, Oid, SlotIndex, VdiId, Version};
 use wire::peer::{
-    Fence, ListReply, Listed, ObjectRef, SealReply, SealRequest, Status, TableReply, Unsettled, WriteKind,
-    WriteReply, WriteRequest,
+    Fence, ListReply, Listed, ObjectRef, OnDisk, SealReply, SealRequest, Status, TableReply, Unsettled,
+    WriteKind, WriteReply, WriteRequest,
 };
 use wire::policy::Copies;
 
@@ -458,7 +458,28 @@ impl Replica {
             Some(mask) => self.store.settle_torn(key, mask).map_err(|e| self.status(e))?,
             None => Vec::new(),
         };
-        Ok(TableReply { version, entries: entries.iter().flat_map(|e| [e.crc, e.stamp]).collect(), damaged })
+        let entries = entries.iter().flat_map(|e| [e.crc, e.stamp]).collect();
+        Ok(TableReply { version, entries, damaged, ..TableReply::default() })
+    }
+
+    /// Reads a copy in full, and its head from the disk anew. Blocks.
+    pub(crate) fn verify(&self, key: &ObjectKey) -> Result<TableReply, Status> {
+        let found = self.store.on_disk(key).map_err(|e| self.status(e))?;
+        let mut damaged = self.store.verify(key).map_err(|e| self.status(e))?;
+        damaged.extend(found.blocks);
+        damaged.sort_unstable();
+        damaged.dedup();
+        let on_disk = match found.astray {
+            None => OnDisk::Same,
+            Some(store::Astray::Gone) => OnDisk::Gone,
+            Some(store::Astray::Other) => OnDisk::Other,
+        };
+        if on_disk != OnDisk::Same {
+            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(object = %key, ?on_disk, "the disk does not have the file that is in use");
+        }
+        let version = self.store.version(key).map_err(|e| self.status(e))?.into();
+        Ok(TableReply { version, entries: Vec::new(), damaged, on_disk: on_disk.into() })
     }
 
     /// Makes everything of a VDI durable. Blocks.

@@ -116,9 +116,7 @@ fn ask(replica: &Replica, op: u16, meta: Bytes) -> Result<Bytes, Status> {
         op::VERIFY => {
             let request: ObjectRequest = decode(meta)?;
             let key = replica.check_read(&request.fence, &request.object)?;
-            let damaged = replica.store.verify(&key).map_err(|e| replica.status(e))?;
-            let version = replica.store.version(&key).map_err(|e| replica.status(e))?.into();
-            Ok(encode(wire::peer::TableReply { version, entries: Vec::new(), damaged }))
+            replica.verify(&key).map(encode)
         }
         op::LIST_SLOT => replica.list_slot(&decode::<CatchUpRequest>(meta)?, LIST_MAX).map(encode),
         op::LIST_VDI => {

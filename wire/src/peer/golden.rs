@@ -168,13 +168,19 @@ fn answers_about_objects_keep_their_bytes() {
     check(&WriteReply { version: NEWER, deferred: true }, "0a04082310241001");
     check(&ReadReply { runs: vec![0, 0x61, 0x1000] }, "0a0400618020");
     check(
-        &TableReply { version: NEWER, entries: vec![0x61, 0x62], damaged: vec![0x63, 0x64] },
-        "0a0408231024120861000000620000001a026364",
+        &TableReply {
+            version: NEWER,
+            entries: vec![0x61, 0x62],
+            damaged: vec![0x63, 0x64],
+            on_disk: OnDisk::Other.into(),
+        },
+        "0a0408231024120861000000620000001a0263642002",
     );
     check(
         &PullReply { version: NEWER, blocks: vec![0x61, 0x62, 0x63], more: true },
         "0a0408231024120c6100000062000000630000001801",
     );
+    assert_eq!([OnDisk::Same, OnDisk::Gone, OnDisk::Other].map(|on_disk| on_disk as i32), [0, 1, 2]);
     let listed = Listed { object: OBJECT, version: NEWER };
     check(
         &listed,

@@ -173,9 +173,25 @@ pub struct TableReply {
     /// `crc, stamp` of each block.
     #[prost(fixed32, repeated, tag = "2")]
     pub entries: Vec<u32>,
-    /// Blocks whose bytes do not match their checksum; only looked for where the copy is suspect.
+    /// Blocks whose bytes do not match their checksum; only looked for where the copy is suspect. VERIFY's answer:
+    /// all of them, and those whose entries on disk are not those in use.
     #[prost(uint32, repeated, tag = "3")]
     pub damaged: Vec<u32>,
+    /// VERIFY's answer: whether the file on disk is the one in use.
+    #[prost(enumeration = "OnDisk", tag = "4")]
+    pub on_disk: i32,
+}
+
+/// Whether the file under an object's name is the one that its node has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum OnDisk {
+    /// It is.
+    Same = 0,
+    /// There is no such file any more.
+    Gone = 1,
+    /// It is another one, or its header or version are not those in use.
+    Other = 2,
 }
 
 /// PATCH: blocks of an object as the settled copy has them. The payload holds the present ones in order.
