@@ -367,6 +367,61 @@ fn the_only_copy_is_put_back_from_memory() {
     }
 }
 
+/// Two copies of an object, of which the second was away while something else in it was written, and so catches
+/// up, once recovery is let go on. The numbers of their sheep.
+fn one_in_sync(ring: &mut Ring) -> (usize, usize) {
+    ring.dog(0, &["vdi", "create", "vol", "64M", "-c", "2"]).ok();
+    let mut client = ring.open(0, "vol");
+    client.write(0, &DATA).expect("written");
+    drop(client);
+    let holders: Vec<usize> = (0..3).filter(|index| !data_files(&ring[*index].dir).is_empty()).collect();
+    let [stays, leaves] = holders[..] else { panic!("{holders:?}") };
+    ring.dog(0, &["node", "recovery", "--pause"]).ok();
+    ring[leaves].terminate();
+    ring.open(stays, "vol").write(1 << 20, &[7; 4096]).expect("written");
+    (stays, leaves)
+}
+
+fn assert_whole(ring: &Ring, expected: &[u8]) {
+    ring.dog(0, &["node", "recovery", "--resume"]).ok();
+    ring.wait_full();
+    for index in 0..3 {
+        let mut client = ring.open(index, "vol");
+        assert_eq!(client.read(0, DATA.len() as u32).expect("read"), expected, "through {index}");
+        assert_eq!(client.read(1 << 20, 4096).expect("read"), [7; 4096], "through {index}");
+    }
+    ring.dog(0, &["cluster", "check", "--deep"]).ok();
+}
+
+#[test]
+fn a_copy_that_catches_up_lends_a_block_whose_entry_is_damaged() {
+    let mut ring = Ring::formatted(3);
+    let (stays, leaves) = one_in_sync(&mut ring);
+    ring[stays].terminate();
+    damage_entry(&data_files(&ring[stays].dir)[0], 5);
+    ring.start_all();
+    assert!(ring[stays].is_running() && ring[leaves].is_running());
+    assert_whole(&ring, &DATA);
+}
+
+#[test]
+fn a_copy_that_catches_up_lends_a_block_that_a_write_waits_for() {
+    let mut ring = Ring::formatted(3);
+    let (stays, leaves) = one_in_sync(&mut ring);
+    overwrite(&data_files(&ring[stays].dir)[0], 12288 + 5 * 4096, 4096);
+    ring[leaves].start();
+    let mut client = ring.open(stays, "vol");
+    // A part of the damaged block: the rest of it is nowhere but on the copy that catches up.
+    client.send(Command::Write, 0, 5 * 4096, 512, &[9; 512]).expect("sent");
+    std::thread::sleep(Duration::from_millis(500));
+    ring.dog(0, &["node", "recovery", "--resume"]).ok();
+    client.set_read_timeout(Duration::from_secs(20));
+    assert_eq!(client.receive().expect("answered").errno, 0);
+    let mut expected = DATA.to_vec();
+    expected[5 * 4096..][..512].fill(9);
+    assert_whole(&ring, &expected);
+}
+
 #[test]
 fn a_ring_whose_log_is_gone_is_not_taken_for_none() {
     let mut ring = Ring::local();

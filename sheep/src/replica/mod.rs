@@ -21,7 +21,7 @@ mod lanes;
 mod recent;
 mod serve;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -90,6 +90,8 @@ pub(crate) struct Replica {
     vdis: Mutex<HashMap<VdiId, Arc<VdiGate>>>,
     fills: Mutex<HashMap<(Copies, SlotIndex), SlotFill>>,
     slot_gates: Vec<RwLock<()>>,
+    /// Damaged blocks that writes wait for, since only a part of them is written.
+    wanted: Mutex<BTreeSet<(ObjectKey, u32)>>,
     pub(crate) counters: Counters,
     /// The store failed for good; the node must be taken out of all in-sync sets.
     failed: tokio::sync::watch::Sender<Option<String>>,
@@ -104,6 +106,7 @@ impl Replica {
             lanes: Lanes::new(),
             vdis: Mutex::default(),
             fills: Mutex::default(),
+            wanted: Mutex::default(),
             slot_gates: (0..SLOT_GATES).map(|_| RwLock::new(())).collect(),
             counters: Counters::default(),
             failed: tokio::sync::watch::channel(None).0,
@@ -334,7 +337,10 @@ impl Replica {
             _ => return Err(Status::Invalid),
         };
         let write = store::Write { version, offset: request.offset.into(), kind };
-        self.store.write(key, &write).map_err(|e| self.status(e))?;
+        self.store.write(key, &write).map_err(|e| {
+            self.note_wanted(&e);
+            self.status(e)
+        })?;
         self.counters.writes.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes_written.fetch_add(request.len.into(), Ordering::Relaxed);
         Ok(version)

@@ -52,6 +52,12 @@ pub(crate) fn serve(
             let own = replica.clone();
             replica.lanes.submit(key, false, move || reply_empty(done, own.patch(&request, &payload)));
         }
+        op::LEND => {
+            let Ok(request) = CatchUpRequest::decode(meta) else { return invalid(done) };
+            let Some(Ok(key)) = request.object.as_ref().map(key_of) else { return invalid(done) };
+            let own = replica.clone();
+            replica.lanes.submit(key, false, move || reply(done, own.borrow(&request, &key, &payload)));
+        }
         op::PULL => {
             let Ok(request) = CatchUpRequest::decode(meta) else { return invalid(done) };
             let Some(Ok(key)) = request.object.as_ref().map(key_of) else { return invalid(done) };

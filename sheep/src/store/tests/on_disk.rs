@@ -1,6 +1,6 @@
 //! Files that are damaged, replaced or removed while the store has them open.
 
-use super::super::Astray;
+use super::super::{Astray, BlockCopy, BlockEntry, Part};
 use super::damage::filled;
 use super::*;
 
@@ -79,4 +79,62 @@ fn a_removed_file_in_use_is_still_listed_and_its_object_can_be_made_anew() {
     store.create(&key(0), 3 * 4096).expect("created");
     assert!(store.on_disk(&key(0)).expect("readable").is_same());
     assert_eq!(read_all(&store, &key(0)).expect("empty"), vec![0; 3 * 4096]);
+}
+
+/// The store with a byte flipped, and blocks 0 and 2 as another copy has them.
+fn damaged_at(bytes: &[u64]) -> (LocalStore, Vec<BlockCopy>, Vec<u8>) {
+    let (fs, store, expected) = in_use();
+    let lent = store.read_blocks(&key(0), &[0, 2]).expect("whole");
+    drop(store);
+    bytes.iter().for_each(|byte| flipped(&fs, *byte));
+    (open(&fs), lent, expected)
+}
+
+fn borrow(store: &LocalStore, offered: &[BlockCopy]) -> u32 {
+    store.borrow(&key(0), offered).expect("readable")
+}
+
+#[test]
+fn a_damaged_block_is_borrowed_where_entry_or_bytes_say_that_it_is_the_same() {
+    for byte in [8192, 4096] {
+        let (store, lent, expected) = damaged_at(&[byte]);
+        assert_eq!(borrow(&store, &lent), 1, "the other is sound");
+        assert_eq!(read_all(&store, &key(0)).expect("whole"), expected);
+        assert_eq!(store.version(&key(0)).expect("kept"), version(2));
+        assert_eq!(borrow(&store, &lent), 0);
+    }
+}
+
+#[test]
+fn a_block_that_may_be_an_older_one_is_not_borrowed() {
+    let older = |seq: u64, byte: u8| {
+        let bytes = block(byte);
+        BlockCopy {
+            index: 0,
+            entry: BlockEntry::present(crc32c::crc32c(&bytes), seq),
+            data: Some(bytes.into()),
+        }
+    };
+    // Another write, another writer's write of the same number, and absent; the data damaged, the entry, and both.
+    for bytes in [&[8192][..], &[4096], &[4096, 8192]] {
+        let (store, lent, _) = damaged_at(bytes);
+        let absent = BlockCopy { index: 0, entry: BlockEntry::absent(0, 0), data: None };
+        let mut torn = lent[0].clone();
+        torn.data = Some(block(9).into());
+        for offered in [older(0, 1), older(1, 7), absent, torn] {
+            let expected = u32::from(bytes == [4096] && offered.data.as_deref() == Some(&block(1)[..]));
+            if expected == 0 {
+                assert_eq!(
+                    borrow(&store, std::slice::from_ref(&offered)),
+                    0,
+                    "{bytes:?} {:?}",
+                    offered.entry
+                );
+                let error = read_all(&store, &key(0)).expect_err("damaged still");
+                assert!(matches!(error, Error::Damaged { part: Part::Block(0), .. }), "{error}");
+            }
+        }
+    }
+    let (store, lent, _) = damaged_at(&[4096, 8192]);
+    assert_eq!(borrow(&store, &lent), 0, "neither entry nor bytes are left to tell");
 }
