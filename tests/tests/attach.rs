@@ -8,6 +8,8 @@ use tests::client::{Client, Command};
 use tests::cluster::Ring;
 use tests::wait;
 
+type Call = fn(&mut Client, u64, u32) -> io::Result<()>;
+
 fn ring_with_vdi() -> Ring {
     let ring = Ring::formatted(3);
     ring.create("vol", "64M");
@@ -33,6 +35,23 @@ fn a_higher_generation_fences_the_lower_at_the_same_sheep_and_at_others() {
     third.write(0, &[3; 4096]).expect("written");
     for index in 0..3 {
         assert_eq!(ring.open(index, "vol").read(0, 4096).expect("read"), [3; 4096], "through {index}");
+    }
+}
+
+#[test]
+fn trims_and_zeroes_are_fenced_like_writes() {
+    let ring = ring_with_vdi();
+    // Through the owner's own sheep, and through one that forwards.
+    for (old, new) in [(0, 0), (1, 2)] {
+        let mut owner = ring.open(0, "vol");
+        for (client, forget) in [("trims", Client::trim as Call), ("zeroes", Client::write_zeroes)] {
+            let mut first = ring.open(old, &format!("vol,attach={client}-{old}:1"));
+            first.write(0, &[1; 4096]).expect("written");
+            let mut second = ring.open(new, &format!("vol,attach={client}-{old}:2"));
+            forget(&mut first, 0, 4096).expect_err("fenced");
+            assert_eq!(second.read(0, 4096).expect("read"), [1; 4096]);
+        }
+        assert_eq!(owner.read(0, 4096).expect("read"), [1; 4096]);
     }
 }
 

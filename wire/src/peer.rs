@@ -19,9 +19,9 @@ pub use client::{
 };
 pub use node::{IntroduceMessage, NodeInfo, NodeStatusReply, RenewRequest, SuspectRequest};
 pub use object::{
-    AppliedRequest, CatchUpRequest, ListReply, ListVdiRequest, Listed, ObjectRequest, PatchRequest,
-    PullReply, ReadReply, SealReply, SealRequest, TableReply, Unsettled, VdiRequest, WriteKind, WriteReply,
-    WriteRequest,
+    AppliedRequest, CatchUpRequest, LendReply, ListReply, ListVdiRequest, Listed, ObjectRequest, OnDisk,
+    PatchRequest, PullReply, ReadReply, SealReply, SealRequest, TableReply, Unsettled, VdiRequest, WriteKind,
+    WriteReply, WriteRequest,
 };
 pub use query::{
     CheckFinding, CheckFindingKind, CheckPhase, ClientsReply, ClientsRequest, MappedObject, OpenConnection,
@@ -60,6 +60,8 @@ pub mod op {
     pub const LIST_VDI: u16 = 14;
     /// Read an object in full against its checksums.
     pub const VERIFY: u16 = 15;
+    /// Offer a holder blocks that are damaged there.
+    pub const LEND: u16 = 16;
 
     /// Open a VDI at its owner for a client.
     pub const OPEN: u16 = 32;

@@ -94,11 +94,15 @@ fn shown(vdi: &str, found: &CheckFinding) -> Finding {
     let node = wire::id::NodeId(found.node);
     let oid = found.object.oid();
     let (kind, severity, text) = match found.kind() {
-        CheckFindingKind::Damaged => (
-            FindingKind::Checksum,
-            Severity::Damaged,
-            format!("the copy on {node} has {}", count(found.count, "damaged block", "damaged blocks")),
-        ),
+        CheckFindingKind::Damaged => {
+            let text = match found.count {
+                0 => format!("the file of the copy on {node} is not what it should be"),
+                blocks => {
+                    format!("the copy on {node} has {}", count(blocks, "damaged block", "damaged blocks"))
+                }
+            };
+            (FindingKind::Checksum, Severity::Damaged, text)
+        }
         CheckFindingKind::Missing => {
             (FindingKind::Missing, Severity::Damaged, format!("the copy on {node} is missing"))
         }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 use wire::frame::Payload;
 use wire::id::{Birth, Oid, Session, SlotIndex, Version};
-use wire::peer::{CatchUpRequest, ListReply, Listed, ObjectRef, PullReply, Status, op};
+use wire::peer::{CatchUpRequest, LendReply, ListReply, Listed, ObjectRef, PullReply, Status, op};
 use wire::policy::Copies;
 
 use super::Recovery;
@@ -24,6 +24,9 @@ use crate::vdi::context::Failure;
 const ASK_TIMES: u32 = 40;
 /// How long to wait in between.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
+/// Blocks lent at once, and how often for one object in one turn.
+const LEND_BLOCKS_MAX: usize = 512;
+const LEND_TIMES: u32 = 8;
 
 type Name = (Oid, Birth);
 
@@ -138,12 +141,16 @@ impl Pass<'_> {
         }
     }
 
-    async fn ask(&self, op: u16, request: &CatchUpRequest) -> Result<(Bytes, Payload), Failure> {
+    async fn ask(
+        &self,
+        op: u16,
+        request: &CatchUpRequest,
+        payload: Payload,
+    ) -> Result<(Bytes, Payload), Failure> {
         let mut times = 0;
         loop {
-            let asked =
-                self.recovery.context.ask(self.source, op, request.encode_to_vec().into(), Payload::empty());
-            match asked.await {
+            let meta = request.encode_to_vec().into();
+            match self.recovery.context.ask(self.source, op, meta, payload.clone()).await {
                 Err(Failure::Status(Status::Busy)) if times < ASK_TIMES => {
                     times += 1;
                     tokio::time::sleep(ASK_AGAIN).await;
@@ -158,7 +165,7 @@ impl Pass<'_> {
         let mut after = None;
         loop {
             let request = CatchUpRequest { after, ..self.request() };
-            let (meta, _) = self.ask(op::LIST_SLOT, &request).await.map_err(|_| NotNow)?;
+            let (meta, _) = self.ask(op::LIST_SLOT, &request, Payload::empty()).await.map_err(|_| NotNow)?;
             let reply = ListReply::decode(meta).map_err(|_| NotNow)?;
             after = reply.objects.last().map(|l| l.object).filter(|_| reply.more);
             all.extend(reply.objects);
@@ -190,14 +197,16 @@ impl Pass<'_> {
         let name = (key.oid, key.birth);
         let at_least = self.fill(|fill| fill.begin(name));
         let mut entries = self.prepare(key, object.size, mine).await?;
+        let mut lent = 0;
         loop {
             let request = CatchUpRequest {
                 object: Some(object),
                 at_least: Some(at_least.into()),
                 entries: entries.iter().flat_map(|e| [e.crc, e.stamp]).collect(),
+                lends: true,
                 ..self.request()
             };
-            let (meta, payload) = match self.ask(op::PULL, &request).await {
+            let (meta, payload) = match self.ask(op::PULL, &request, Payload::empty()).await {
                 Ok(answer) => answer,
                 Err(Failure::Status(Status::NotFound)) => return self.remove(name).await,
                 Err(_) => {
@@ -206,6 +215,14 @@ impl Pass<'_> {
                 }
             };
             let reply = PullReply::decode(meta).map_err(|_| NotNow)?;
+            if !reply.damaged.is_empty() {
+                lent += 1;
+                if lent > LEND_TIMES || !self.lend(object, key, reply.damaged).await {
+                    self.fill(|fill| fill.gap(name, at_least));
+                    return Err(NotNow);
+                }
+                continue;
+            }
             let bytes = payload.len() as u64;
             for block in reply.blocks.chunks_exact(3) {
                 if let Some(entry) = entries.get_mut(block[0] as usize) {
@@ -220,6 +237,27 @@ impl Pass<'_> {
                 self.recovery.progress.objects_done.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             }
+        }
+    }
+
+    /// Offers the source what is damaged there and sound here; whether it took any of it.
+    async fn lend(&self, object: ObjectRef, key: ObjectKey, damaged: Vec<u32>) -> bool {
+        let replica = self.recovery.replica.clone();
+        let read = crate::machine::blocking(move || {
+            let damaged = damaged.into_iter().take(LEND_BLOCKS_MAX);
+            let read = damaged.filter_map(|index| replica.store().read_blocks(&key, &[index]).ok());
+            read.flatten().collect::<Vec<_>>()
+        });
+        let Ok(blocks) = read.await else { return false };
+        if blocks.is_empty() {
+            return false;
+        }
+        let lent = blocks.iter().flat_map(|b| [b.index, b.entry.crc, b.entry.stamp]).collect();
+        let data: Vec<u8> = blocks.iter().filter_map(|b| b.data.as_deref()).flatten().copied().collect();
+        let request = CatchUpRequest { object: Some(object), lent, ..self.request() };
+        match self.ask(op::LEND, &request, Payload::new(0, data.into())).await {
+            Ok((meta, _)) => LendReply::decode(meta).is_ok_and(|reply| reply.taken > 0),
+            Err(_) => false,
         }
     }
 

@@ -6,16 +6,18 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use wire::frame::Payload;
 use wire::id::{SlotIndex, VdiId, Version};
-use wire::peer::{CatchUpRequest, ListReply, Listed, PatchRequest, PullReply, Status};
+use wire::peer::{CatchUpRequest, LendReply, ListReply, Listed, PatchRequest, PullReply, Status};
 use wire::policy::Copies;
 
 use super::serve::unpack_blocks;
 use super::{Replica, Role, key_of, ref_of};
 use crate::cluster::state::ClusterState;
-use crate::store::{BlockCopy, BlockEntry, ObjectKey};
+use crate::store::{self, BlockCopy, BlockEntry, ObjectKey};
 
 /// Bytes of blocks in one answer to PULL; one lane stands still for as long as it takes to read them.
 const PULL_BYTES_MAX: usize = 8 << 20;
+/// Damaged blocks that are remembered because a write waits for them.
+const WANTED_MAX: usize = 1024;
 
 impl Replica {
     /// Whether this node may serve as a source: in sync, and so far along in the log that all it takes from
@@ -84,7 +86,9 @@ impl Replica {
         self.check_settled(&state, key.oid.creator())?;
         let version = self.store.version(key).map_err(|e| self.status(e))?;
         if request.at_least.is_some_and(|v| version < Version::from(v)) {
-            return Err(Status::Busy);
+            // What is missing may be a write of a part of a block that is damaged here.
+            let damaged = if request.lends { self.wanted(key)? } else { Vec::new() };
+            return if damaged.is_empty() { Err(Status::Busy) } else { Ok(damaged_reply(version, damaged)) };
         }
         let table = self.store.table(key).map_err(|e| self.status(e))?;
         let theirs: Vec<BlockEntry> =
@@ -104,10 +108,73 @@ impl Replica {
                 present.push(index);
             }
         }
-        let blocks = self.store.read_blocks(key, &present).map_err(|e| self.status(e))?;
+        let blocks = match self.store.read_blocks(key, &present) {
+            Err(error @ store::Error::Damaged { .. }) if request.lends => {
+                _ = self.status(error);
+                return Ok(damaged_reply(version, self.damaged_of(key, &present)?));
+            }
+            blocks => blocks.map_err(|e| self.status(e))?,
+        };
         let mut data = BytesMut::with_capacity(present.len() * wire::checksum::BLOCK_SIZE);
         blocks.iter().filter_map(|b| b.data.as_ref()).for_each(|b| data.extend_from_slice(b));
         Ok((reply, Payload::new(0, data.freeze())))
+    }
+
+    /// Those of some blocks that are damaged.
+    fn damaged_of(&self, key: &ObjectKey, blocks: &[u32]) -> Result<Vec<u32>, Status> {
+        let mut damaged = Vec::new();
+        for index in blocks {
+            match self.store.read_blocks(key, &[*index]) {
+                Ok(_) => {}
+                Err(store::Error::Damaged { .. }) => damaged.push(*index),
+                Err(error) => return Err(self.status(error)),
+            }
+        }
+        Ok(damaged)
+    }
+
+    /// Notes the damaged block that a write could not be merged with.
+    pub(super) fn note_wanted(&self, error: &store::Error) {
+        if let store::Error::Damaged { key, part: store::Part::Block(index) } = error {
+            let mut wanted = self.wanted.lock();
+            if wanted.len() < WANTED_MAX {
+                wanted.insert((*key, *index));
+            }
+        }
+    }
+
+    /// Blocks of an object that a write waits for and that are damaged still.
+    fn wanted(&self, key: &ObjectKey) -> Result<Vec<u32>, Status> {
+        let noted: Vec<u32> = {
+            let mut wanted = self.wanted.lock();
+            let of_object: Vec<_> = wanted.range((*key, 0)..=(*key, u32::MAX)).copied().collect();
+            of_object.iter().for_each(|noted| _ = wanted.remove(noted));
+            of_object.into_iter().map(|(_, index)| index).collect()
+        };
+        let damaged = self.damaged_of(key, &noted)?;
+        self.wanted.lock().extend(damaged.iter().map(|index| (*key, *index)));
+        Ok(damaged)
+    }
+
+    /// Takes from a copy that catches up what is damaged in this one, if that copy can only have the same: see
+    /// [`LocalStore::borrow`](store::LocalStore::borrow). In the object's lane. Blocks.
+    pub(super) fn borrow(
+        &self,
+        request: &CatchUpRequest,
+        key: &ObjectKey,
+        payload: &Payload,
+    ) -> Result<LendReply, Status> {
+        if (key.copies, key.slot) != self.check_source(request)? {
+            return Err(Status::Invalid);
+        }
+        // Until then a block may be torn that the owner is about to settle.
+        self.check_settled(&self.view.state(), key.oid.creator())?;
+        let offered = unpack_copies(&request.lent, payload)?;
+        let taken = self.store.borrow(key, &offered).map_err(|e| self.status(e))?;
+        if taken > 0 {
+            tracing::info!(object = %key, blocks = taken, "damaged blocks were mended from a copy that catches up");
+        }
+        Ok(LendReply { taken })
     }
 
     /// Brings blocks to what the settled copy has. In the object's lane. Blocks.
@@ -116,6 +183,9 @@ impl Replica {
         let gate = self.vdi(request.fence.vdi());
         let _sealed = gate.gate.read();
         self.check(&self.view.state(), &request.fence, Some((key.copies, key.slot)))?;
+        if self.store.reinstate(&key).map_err(|e| self.status(e))? {
+            tracing::warn!(object = %key, "put a file back that was not on disk as it is in use");
+        }
         if !request.accept.is_empty() {
             self.store.accept_torn(&key, &request.accept).map_err(|e| self.status(e))?;
         }
@@ -130,20 +200,7 @@ impl Replica {
         packed: &[u32],
         payload: &Payload,
     ) -> Result<(), Status> {
-        payload.verify().map_err(|_| Status::BadChecksum)?;
-        let mut at = 0;
-        let mut blocks = Vec::with_capacity(packed.len() / 3);
-        for (index, entry) in unpack_blocks(packed) {
-            let data = if entry.is_present() {
-                let end = at + wire::checksum::BLOCK_SIZE;
-                let block = payload.data().get(at..end).ok_or(Status::Invalid)?;
-                at = end;
-                Some(payload.data().slice_ref(block))
-            } else {
-                None
-            };
-            blocks.push(BlockCopy { index, entry, data });
-        }
+        let blocks = unpack_copies(packed, payload)?;
         self.store.patch(key, &blocks).map_err(|e| self.status(e))
     }
 
@@ -181,4 +238,28 @@ impl Replica {
         }
         Ok(())
     }
+}
+
+fn damaged_reply(version: Version, damaged: Vec<u32>) -> (PullReply, Payload) {
+    let reply = PullReply { version: version.into(), more: true, damaged, ..PullReply::default() };
+    (reply, Payload::empty())
+}
+
+/// Blocks from their entries and a payload that holds the present ones in order.
+fn unpack_copies(packed: &[u32], payload: &Payload) -> Result<Vec<BlockCopy>, Status> {
+    payload.verify().map_err(|_| Status::BadChecksum)?;
+    let mut at = 0;
+    let mut blocks = Vec::with_capacity(packed.len() / 3);
+    for (index, entry) in unpack_blocks(packed) {
+        let data = if entry.is_present() {
+            let end = at + wire::checksum::BLOCK_SIZE;
+            let block = payload.data().get(at..end).ok_or(Status::Invalid)?;
+            at = end;
+            Some(payload.data().slice_ref(block))
+        } else {
+            None
+        };
+        blocks.push(BlockCopy { index, entry, data });
+    }
+    Ok(blocks)
 }

@@ -21,7 +21,7 @@ mod lanes;
 mod recent;
 mod serve;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,8 +29,8 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use wire::id::{Birth, Generation, Oid, SlotIndex, VdiId, Version};
 use wire::peer::{
-    Fence, ListReply, Listed, ObjectRef, SealReply, SealRequest, Status, TableReply, Unsettled, WriteKind,
-    WriteReply, WriteRequest,
+    Fence, ListReply, Listed, ObjectRef, OnDisk, SealReply, SealRequest, Status, TableReply, Unsettled,
+    WriteKind, WriteReply, WriteRequest,
 };
 use wire::policy::Copies;
 
@@ -90,6 +90,8 @@ pub(crate) struct Replica {
     vdis: Mutex<HashMap<VdiId, Arc<VdiGate>>>,
     fills: Mutex<HashMap<(Copies, SlotIndex), SlotFill>>,
     slot_gates: Vec<RwLock<()>>,
+    /// Damaged blocks that writes wait for, since only a part of them is written.
+    wanted: Mutex<BTreeSet<(ObjectKey, u32)>>,
     pub(crate) counters: Counters,
     /// The store failed for good; the node must be taken out of all in-sync sets.
     failed: tokio::sync::watch::Sender<Option<String>>,
@@ -104,6 +106,7 @@ impl Replica {
             lanes: Lanes::new(),
             vdis: Mutex::default(),
             fills: Mutex::default(),
+            wanted: Mutex::default(),
             slot_gates: (0..SLOT_GATES).map(|_| RwLock::new(())).collect(),
             counters: Counters::default(),
             failed: tokio::sync::watch::channel(None).0,
@@ -334,7 +337,10 @@ impl Replica {
             _ => return Err(Status::Invalid),
         };
         let write = store::Write { version, offset: request.offset.into(), kind };
-        self.store.write(key, &write).map_err(|e| self.status(e))?;
+        self.store.write(key, &write).map_err(|e| {
+            self.note_wanted(&e);
+            self.status(e)
+        })?;
         self.counters.writes.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes_written.fetch_add(request.len.into(), Ordering::Relaxed);
         Ok(version)
@@ -458,7 +464,28 @@ impl Replica {
             Some(mask) => self.store.settle_torn(key, mask).map_err(|e| self.status(e))?,
             None => Vec::new(),
         };
-        Ok(TableReply { version, entries: entries.iter().flat_map(|e| [e.crc, e.stamp]).collect(), damaged })
+        let entries = entries.iter().flat_map(|e| [e.crc, e.stamp]).collect();
+        Ok(TableReply { version, entries, damaged, ..TableReply::default() })
+    }
+
+    /// Reads a copy in full, and its head from the disk anew. Blocks.
+    pub(crate) fn verify(&self, key: &ObjectKey) -> Result<TableReply, Status> {
+        let found = self.store.on_disk(key).map_err(|e| self.status(e))?;
+        let mut damaged = self.store.verify(key).map_err(|e| self.status(e))?;
+        damaged.extend(found.blocks);
+        damaged.sort_unstable();
+        damaged.dedup();
+        let on_disk = match found.astray {
+            None => OnDisk::Same,
+            Some(store::Astray::Gone) => OnDisk::Gone,
+            Some(store::Astray::Other) => OnDisk::Other,
+        };
+        if on_disk != OnDisk::Same {
+            self.counters.damaged.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(object = %key, ?on_disk, "the disk does not have the file that is in use");
+        }
+        let version = self.store.version(key).map_err(|e| self.status(e))?.into();
+        Ok(TableReply { version, entries: Vec::new(), damaged, on_disk: on_disk.into() })
     }
 
     /// Makes everything of a VDI durable. Blocks.

@@ -52,6 +52,12 @@ pub(crate) fn serve(
             let own = replica.clone();
             replica.lanes.submit(key, false, move || reply_empty(done, own.patch(&request, &payload)));
         }
+        op::LEND => {
+            let Ok(request) = CatchUpRequest::decode(meta) else { return invalid(done) };
+            let Some(Ok(key)) = request.object.as_ref().map(key_of) else { return invalid(done) };
+            let own = replica.clone();
+            replica.lanes.submit(key, false, move || reply(done, own.borrow(&request, &key, &payload)));
+        }
         op::PULL => {
             let Ok(request) = CatchUpRequest::decode(meta) else { return invalid(done) };
             let Some(Ok(key)) = request.object.as_ref().map(key_of) else { return invalid(done) };
@@ -116,9 +122,7 @@ fn ask(replica: &Replica, op: u16, meta: Bytes) -> Result<Bytes, Status> {
         op::VERIFY => {
             let request: ObjectRequest = decode(meta)?;
             let key = replica.check_read(&request.fence, &request.object)?;
-            let damaged = replica.store.verify(&key).map_err(|e| replica.status(e))?;
-            let version = replica.store.version(&key).map_err(|e| replica.status(e))?.into();
-            Ok(encode(wire::peer::TableReply { version, entries: Vec::new(), damaged }))
+            replica.verify(&key).map(encode)
         }
         op::LIST_SLOT => replica.list_slot(&decode::<CatchUpRequest>(meta)?, LIST_MAX).map(encode),
         op::LIST_VDI => {

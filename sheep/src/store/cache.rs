@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use wire::id::{VdiId, Version};
+use wire::id::{SlotIndex, VdiId, Version};
+use wire::policy::Copies;
 
 use super::format::BlockEntry;
 use super::group::SyncGroup;
@@ -150,6 +151,15 @@ impl Cache {
                 dirty.remove(&open.key.creator());
             }
         }
+    }
+
+    /// The objects of a slot whose files are open.
+    pub(super) fn in_use(&self, copies: Copies, slot: SlotIndex) -> Vec<ObjectKey> {
+        let open: Vec<Arc<Open>> = {
+            let map = self.open.read();
+            map.values().filter(|o| (o.key.copies, o.key.slot) == (copies, slot)).cloned().collect()
+        };
+        open.iter().filter(|o| o.state.lock().file.is_some()).map(|o| o.key).collect()
     }
 
     pub(super) fn dirty_of(&self, creator: VdiId) -> Vec<Arc<Open>> {

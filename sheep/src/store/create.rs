@@ -28,6 +28,14 @@ pub enum Created {
 static TMP: AtomicU64 = AtomicU64::new(0);
 
 impl LocalStore {
+    /// A path for a file that is not yet what it will be.
+    pub(super) fn tmp_path(&self) -> PathBuf {
+        let name = TMP.fetch_add(1, Ordering::Relaxed);
+        self.objects.join("tmp").join(name.to_string())
+    }
+}
+
+impl LocalStore {
     /// Creates an object of `size` bytes, a multiple of 4 KiB up to [`OBJECT_SIZE_MAX`](super::OBJECT_SIZE_MAX).
     ///
     /// Object and name are durable when it returns (rule 11: before its map entry can be), also when the object
@@ -61,8 +69,7 @@ impl LocalStore {
     fn create_new(&self, open: &Arc<Open>, slot: &SlotDir, size: u32) -> Result<(), Error> {
         // The first write comes soon; marking now lets it go without a sync, and this sync joins the others.
         let pending = self.intents.announce(&open.key, ALL);
-        let name = TMP.fetch_add(1, Ordering::Relaxed);
-        let tmp = self.objects.join("tmp").join(name.to_string());
+        let tmp = self.tmp_path();
         let bytes = format::encode_new(&open.key, size);
         let write = || {
             let file = self.fs.create(&tmp)?;
@@ -89,7 +96,7 @@ impl LocalStore {
     }
 
     /// Removes what is left of a file whose creation failed; if that fails too, the next start does it.
-    fn abandon(&self, tmp: &std::path::Path, error: std::io::Error) -> Error {
+    pub(super) fn abandon(&self, tmp: &std::path::Path, error: std::io::Error) -> Error {
         if let Err(second) = self.fs.remove(tmp) {
             tracing::debug!(path = %tmp.display(), error = %second, "left for the next start to remove");
         }
@@ -111,14 +118,17 @@ impl LocalStore {
         let open = self.open_object(key)?;
         // Held over the removal, so that nobody opens the file in between and keeps what is gone.
         let mut state = open.state.lock();
-        match self.fs.remove(&open.path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        let removed = match self.fs.remove(&open.path) {
+            Ok(()) => true,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
             Err(error) => return Err(Error::io(&open.path, error)),
+        };
+        // One that somebody else removed may still be open.
+        if removed || state.file.is_some() {
+            slot.names.note();
+            *state = OpenState::default();
         }
-        slot.names.note();
-        *state = OpenState::default();
-        Ok(true)
+        Ok(removed)
     }
 
     /// Removes all objects of a slot. What a crash leaves of it are whole objects.

@@ -71,15 +71,17 @@ impl LocalStore {
     /// Makes one object durable: the guarantee behind FLUSH and FUA.
     pub(super) fn sync_object(&self, open: &Arc<Open>) -> Result<(), Error> {
         let ended = self.intents.ended(&open.key);
-        let file = match self.load(open) {
-            Ok(loaded) => Some(loaded.file().clone()),
-            Err(Error::NotFound(_)) => None,
+        match self.load(open) {
             // What of it can be opened is synced, damaged or not.
-            Err(Error::Damaged { .. }) => open.state.lock().file.clone(),
+            Ok(_) | Err(Error::NotFound(_) | Error::Damaged { .. }) => {}
             Err(error) => return Err(error),
+        }
+        // The file of this very moment: what is written to one that takes its place is for the next sync. One that
+        // is gone has nothing to lose.
+        let sync = || {
+            let file = open.state.lock().file.clone();
+            file.map_or(Ok(()), |file| file.sync_data())
         };
-        // A file that is gone has nothing to lose.
-        let sync = || file.map_or(Ok(()), |file| file.sync_data());
         open.unsynced.sync(sync).map_err(|e| self.poison(&Error::io(&open.path, e)))?;
         if let Some(slot) = self.slot_dir(open.key.copies, open.key.slot) {
             self.sync_names(&slot)?;

@@ -109,6 +109,12 @@ pub(super) fn data_offset(size: u32) -> u64 {
 
 /// The whole file of a new object up to its data.
 pub(super) fn encode_new(key: &ObjectKey, size: u32) -> Vec<u8> {
+    let table: Vec<BlockEntry> = (0..block_count(size)).map(|index| BlockEntry::absent(index, 0)).collect();
+    encode_head(key, size, Version::default(), &table)
+}
+
+/// The whole file of an object up to its data.
+pub(super) fn encode_head(key: &ObjectKey, size: u32, version: Version, table: &[BlockEntry]) -> Vec<u8> {
     let mut bytes = vec![0; data_offset(size) as usize];
     bytes[..8].copy_from_slice(MAGIC);
     bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
@@ -120,10 +126,9 @@ pub(super) fn encode_new(key: &ObjectKey, size: u32) -> Vec<u8> {
     bytes[48..52].copy_from_slice(&size.to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..HEADER_CRC]);
     bytes[HEADER_CRC..HEADER_CRC + 4].copy_from_slice(&crc.to_le_bytes());
-    bytes[VERSION_OFFSET..VERSION_OFFSET + VERSION_LEN].copy_from_slice(&encode_version(Version::default()));
-    for index in 0..block_count(size) {
-        let at = HEADER_LEN + index as usize * ENTRY_LEN;
-        bytes[at..at + ENTRY_LEN].copy_from_slice(&BlockEntry::absent(index, 0).encode());
+    bytes[VERSION_OFFSET..VERSION_OFFSET + VERSION_LEN].copy_from_slice(&encode_version(version));
+    for (entry, place) in table.iter().zip(bytes[HEADER_LEN..].chunks_exact_mut(ENTRY_LEN)) {
+        place.copy_from_slice(&entry.encode());
     }
     bytes
 }

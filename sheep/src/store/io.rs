@@ -61,6 +61,8 @@ pub type LockGuard = Box<dyn Any + Send + Sync>;
 
 /// An open file.
 pub trait File: Send + Sync {
+    /// Which file of its file system it is, whatever it is called now: device and number.
+    fn id(&self) -> io::Result<(u64, u64)>;
     /// Its length in bytes.
     fn size(&self) -> io::Result<u64>;
     /// Fills `buf` from `offset`; [`io::ErrorKind::UnexpectedEof`] when the file ends before.

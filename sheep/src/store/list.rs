@@ -26,7 +26,11 @@ impl LocalStore {
     pub fn list_slot(&self, copies: Copies, slot: SlotIndex) -> Result<Vec<ObjectStat>, Error> {
         self.check_alive()?;
         let mut stats = Vec::new();
-        for key in self.keys(copies, slot)? {
+        let mut keys: BTreeSet<ObjectKey> = self.keys(copies, slot)?.into_iter().collect();
+        // A file that somebody else removed is still ours while it is open: whoever catches up from here must not
+        // take its object for deleted.
+        keys.extend(self.cache.in_use(copies, slot));
+        for key in keys {
             let content = match self.stat(&key) {
                 Ok(content) => content,
                 Err(Error::Damaged { part: Part::Header, .. }) => None,

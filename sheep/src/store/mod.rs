@@ -22,7 +22,7 @@
 //!
 //! In the order of the path: `write.rs` and `read.rs`, under them `cache.rs` (open objects), `format.rs` (bytes),
 //! `intent.rs` over `log.rs`, `flush.rs` over `group.rs`; beside them `create.rs` (and remove), `repair.rs`
-//! (recovery, settling and scrub), `list.rs` and `seal.rs`.
+//! (recovery, settling and scrub), `on_disk.rs` (what was done to files in use), `list.rs` and `seal.rs`.
 
 mod cache;
 mod create;
@@ -36,6 +36,7 @@ mod key;
 mod list;
 pub mod lockfile;
 mod log;
+mod on_disk;
 mod open;
 mod read;
 mod real;
@@ -52,6 +53,7 @@ pub use format::{BlockEntry, OBJECT_SIZE_MAX};
 pub use io::{File, FileSystem, Space};
 pub use key::ObjectKey;
 pub use list::ObjectStat;
+pub use on_disk::{Astray, OnDisk};
 pub use open::{LocalStore, Options};
 pub use read::{ReadOut, Segment};
 pub use real::RealFs;

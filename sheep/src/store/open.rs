@@ -229,23 +229,29 @@ impl LocalStore {
                     _ => Error::io(&open.path, e),
                 })?,
             };
-            let read = self.read_content(open, &*known);
+            let read = self.read_content(&open.key, &open.path, &*known);
             *file = Some(known);
             *content = Some(read?);
         }
         Ok(Loaded { state })
     }
 
-    fn read_content(&self, open: &Open, file: &dyn File) -> Result<Content, Error> {
-        let damaged = Error::Damaged { key: open.key, part: Part::Header };
+    /// What a file says of the object it is meant to hold.
+    pub(super) fn read_content(
+        &self,
+        key: &ObjectKey,
+        path: &Path,
+        file: &dyn File,
+    ) -> Result<Content, Error> {
+        let damaged = Error::Damaged { key: *key, part: Part::Header };
         let io_error = |e: std::io::Error| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => Error::Damaged { key: open.key, part: Part::Header },
-            _ => Error::io(&open.path, e),
+            std::io::ErrorKind::UnexpectedEof => Error::Damaged { key: *key, part: Part::Header },
+            _ => Error::io(path, e),
         };
         let mut header = vec![0; HEADER_LEN];
         file.read_at(&mut header, 0).map_err(io_error)?;
         let size = match format::decode_header(&header) {
-            Some((key, size)) if key == open.key => size,
+            Some((found, size)) if found == *key => size,
             _ => return Err(damaged),
         };
         let mut table = vec![0; format::block_count(size) as usize * format::ENTRY_LEN];
@@ -286,6 +292,11 @@ impl Loaded<'_> {
 
     pub(super) fn content_mut(&mut self) -> &mut Content {
         self.state.content.as_mut().expect("read by load")
+    }
+
+    /// Goes on with another file, which holds the same.
+    pub(super) fn move_to(&mut self, file: Arc<dyn File>) {
+        self.state.file = Some(file);
     }
 
     /// Forgets the content, to be read again: a write has failed and the disk may hold either.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::io::IoSliceMut;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -79,6 +79,11 @@ impl FileSystem for RealFs {
 }
 
 impl File for RealFile {
+    fn id(&self) -> io::Result<(u64, u64)> {
+        let meta = self.0.metadata()?;
+        Ok((meta.dev(), meta.ino()))
+    }
+
     fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }

@@ -61,6 +61,47 @@ impl LocalStore {
         })
     }
 
+    /// Mends damaged blocks with those of a copy that may be behind, where it is certain that they are what was
+    /// here; says how many. Between two writes.
+    ///
+    /// It is certain in two cases. The entries are equal: a checksum and the number of the write that made the
+    /// block name its bytes, for of two writes with one number, of which at most one was ever acknowledged, the
+    /// checksums differ. Or the entry is what is damaged here: then the bytes under it are those of the last write
+    /// to the block, and if they are also the ones offered, these have a checksum to vouch for them. An entry alone
+    /// would not do: who offers it does not know what was written since.
+    pub fn borrow(&self, key: &ObjectKey, offered: &[BlockCopy]) -> Result<u32, Error> {
+        let mut taken = Vec::new();
+        for block in offered {
+            match self.read_blocks(key, &[block.index]) {
+                Err(Error::Damaged { part: Part::Block(_), .. }) => {}
+                Ok(_) | Err(Error::Invalid { .. }) => continue,
+                Err(error) => return Err(error),
+            }
+            if block.is_whole() && self.is_what_was_here(key, block)? {
+                taken.push(block.clone());
+            }
+        }
+        self.patch(key, &taken)?;
+        Ok(taken.len() as u32)
+    }
+
+    fn is_what_was_here(&self, key: &ObjectKey, offered: &BlockCopy) -> Result<bool, Error> {
+        let open = self.open_object(key)?;
+        let loaded = self.load(&open)?;
+        let content = loaded.content();
+        if content.table.get(offered.index as usize) == Some(&offered.entry) {
+            return Ok(true);
+        }
+        let Some(data) = &offered.data else { return Ok(false) };
+        let mut bytes = vec![0; BLOCK_SIZE];
+        let at = super::format::data_offset(content.size) + u64::from(offered.index) * BLOCK;
+        match loaded.file().read_at(&mut bytes, at) {
+            Ok(()) => Ok(bytes == data[..]),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(Error::io(&open.path, error)),
+        }
+    }
+
     /// Sets the version without changing data: a copy that was made equal to another takes its version.
     pub fn set_version(&self, key: &ObjectKey, version: Version) -> Result<(), Error> {
         self.check_alive()?;

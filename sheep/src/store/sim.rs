@@ -552,6 +552,10 @@ impl SimFile {
 }
 
 impl File for SimFile {
+    fn id(&self) -> io::Result<(u64, u64)> {
+        Ok((0, self.ino))
+    }
+
     fn size(&self) -> io::Result<u64> {
         self.with(Verb::Read, |file| Ok(file.len))
     }

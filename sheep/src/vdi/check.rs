@@ -9,7 +9,9 @@ use std::sync::Arc;
 use prost::Message;
 use wire::frame::Payload;
 use wire::id::{ObjectKind, Session, SlotIndex};
-use wire::peer::{Fence, ListReply, ListVdiRequest, ObjectRef, ObjectRequest, Status, TableReply, op};
+use wire::peer::{
+    Fence, ListReply, ListVdiRequest, ObjectRef, ObjectRequest, OnDisk, Status, TableReply, op,
+};
 
 use super::context::{Failure, LOOK_AGAIN};
 use super::owner::{IoFailure, Owner};
@@ -84,9 +86,12 @@ impl Owner {
             match self.context.ask(session, op::VERIFY, request.clone().into(), Payload::empty()).await {
                 Ok((meta, _)) => {
                     let verified = TableReply::decode(meta).map_err(|_| IoFailure::Io)?;
-                    if !verified.damaged.is_empty() {
-                        let blocks = verified.damaged.len();
-                        findings.push(Finding::Damaged { object, session, blocks });
+                    let blocks = verified.damaged.len();
+                    match verified.on_disk() {
+                        OnDisk::Gone => findings.push(Finding::Missing { object, session }),
+                        OnDisk::Other => findings.push(Finding::Damaged { object, session, blocks: 0 }),
+                        OnDisk::Same if blocks == 0 => {}
+                        OnDisk::Same => findings.push(Finding::Damaged { object, session, blocks }),
                     }
                     let table = self.context.ask(session, op::TABLE, request.into(), Payload::empty()).await;
                     if let Ok((meta, _)) = table {
@@ -112,11 +117,20 @@ impl Owner {
     /// Mends damaged and missing copies from sound ones, and makes those that differ the same. Nobody else
     /// may touch the object meanwhile.
     pub(crate) async fn heal(&self, object: ObjectRef) -> Result<(), IoFailure> {
+        let mut failed = None;
         for finding in self.inspect(object).await? {
             let (Finding::Damaged { session, .. } | Finding::Missing { session, .. }) = finding else {
                 continue;
             };
-            self.mend_copy(object, session).await?;
+            match self.mend_copy(object, session).await {
+                Ok(()) => {}
+                // Others may be better off.
+                Err(IoFailure::Io) => failed = Some(IoFailure::Io),
+                Err(failure) => return Err(failure),
+            }
+        }
+        if let Some(failure) = failed {
+            return Err(failure);
         }
         self.settle(object, &[]).await.map(drop)
     }
@@ -135,6 +149,19 @@ impl Owner {
             let (meta, _) = answer.ok()?;
             TableReply::decode(meta).ok()
         };
+        let mut own = verify(to).await;
+        if let Some(known) = &own
+            && (known.on_disk() != OnDisk::Same || !known.damaged.is_empty())
+        {
+            // What is wrong on disk alone its holder puts back by itself, however little is patched.
+            let version = known.version.into();
+            self.patch(to, &object, version, Vec::new(), Payload::empty(), Vec::new()).await?;
+            own = verify(to).await;
+            if own.as_ref().is_some_and(|o| o.on_disk() == OnDisk::Same && o.damaged.is_empty()) {
+                tracing::info!(vdi = %self.vdi, object = %object.oid(), %to, "a copy was put back on disk");
+                return Ok(());
+            }
+        }
         let mut sound = None;
         for member in config.in_state(MemberState::InSync).map(|m| m.session).filter(|s| *s != to) {
             if let Some(reply) = verify(member).await
@@ -145,7 +172,6 @@ impl Owner {
             }
         }
         let Some((from, version)) = sound else { return Err(IoFailure::Io) };
-        let own = verify(to).await;
         if own.is_none() {
             for op in [op::REMOVE, op::CREATE] {
                 let asked = self.context.ask(to, op, request(to).into(), Payload::empty());

@@ -231,7 +231,8 @@ impl Owner {
                     }
                     let own = Version { generation: self.generation, seq: version.seq + 1 };
                     for copy in &copies {
-                        self.patch(copy.session, &object, own, Vec::new(), Payload::empty(), Vec::new()).await?;
+                        self.patch(copy.session, &object, own, Vec::new(), Payload::empty(), Vec::new())
+                            .await?;
                     }
                 } else if self.roll_forward(&object, &copies).await? == Rolled::AsFarAsItGoes {
                     return Ok(copies.iter().map(|c| c.version).max());

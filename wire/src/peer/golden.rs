@@ -18,9 +18,9 @@ fn operations_keep_their_numbers() {
     use op::*;
     let replica = [
         CREATE, WRITE, READ, STAT, SEAL, SETTLED, TABLE, PATCH, FLUSH, REMOVE, PULL, LIST_SLOT, CONFIRM,
-        LIST_VDI, VERIFY,
+        LIST_VDI, VERIFY, LEND,
     ];
-    assert!(replica.into_iter().eq(1..=15));
+    assert!(replica.into_iter().eq(1..=16));
     let forward = [
         OPEN,
         VDI_READ,
@@ -149,13 +149,15 @@ fn requests_of_who_catches_up_keep_their_bytes() {
         at_least: Some(NEWER),
         entries: vec![0x66, 0x67],
         after: Some(OBJECT),
+        lends: true,
+        lent: vec![0x68, 0x69],
     };
     check(
         &catch_up,
         "\
         086110621863206428653224095251000000000000115453000000000000195655000000000000205728583080808002\
         3a0408231024420866000000670000004a24095251000000000000115453000000000000195655000000000000205728\
-        583080808002",
+        58308080800250015a086800000069000000",
     );
     check(
         &ListVdiRequest { vdi: 0x61, after: Some(OBJECT) },
@@ -168,13 +170,20 @@ fn answers_about_objects_keep_their_bytes() {
     check(&WriteReply { version: NEWER, deferred: true }, "0a04082310241001");
     check(&ReadReply { runs: vec![0, 0x61, 0x1000] }, "0a0400618020");
     check(
-        &TableReply { version: NEWER, entries: vec![0x61, 0x62], damaged: vec![0x63, 0x64] },
-        "0a0408231024120861000000620000001a026364",
+        &TableReply {
+            version: NEWER,
+            entries: vec![0x61, 0x62],
+            damaged: vec![0x63, 0x64],
+            on_disk: OnDisk::Other.into(),
+        },
+        "0a0408231024120861000000620000001a0263642002",
     );
     check(
-        &PullReply { version: NEWER, blocks: vec![0x61, 0x62, 0x63], more: true },
-        "0a0408231024120c6100000062000000630000001801",
+        &PullReply { version: NEWER, blocks: vec![0x61, 0x62, 0x63], more: true, damaged: vec![0x64] },
+        "0a0408231024120c6100000062000000630000001801220164",
     );
+    check(&LendReply { taken: 0x61 }, "0861");
+    assert_eq!([OnDisk::Same, OnDisk::Gone, OnDisk::Other].map(|on_disk| on_disk as i32), [0, 1, 2]);
     let listed = Listed { object: OBJECT, version: NEWER };
     check(
         &listed,

@@ -173,9 +173,25 @@ pub struct TableReply {
     /// `crc, stamp` of each block.
     #[prost(fixed32, repeated, tag = "2")]
     pub entries: Vec<u32>,
-    /// Blocks whose bytes do not match their checksum; only looked for where the copy is suspect.
+    /// Blocks whose bytes do not match their checksum; only looked for where the copy is suspect. VERIFY's answer:
+    /// all of them, and those whose entries on disk are not those in use.
     #[prost(uint32, repeated, tag = "3")]
     pub damaged: Vec<u32>,
+    /// VERIFY's answer: whether the file on disk is the one in use.
+    #[prost(enumeration = "OnDisk", tag = "4")]
+    pub on_disk: i32,
+}
+
+/// Whether the file under an object's name is the one that its node has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum OnDisk {
+    /// It is.
+    Same = 0,
+    /// There is no such file any more.
+    Gone = 1,
+    /// It is another one, or its header or version are not those in use.
+    Other = 2,
 }
 
 /// PATCH: blocks of an object as the settled copy has them. The payload holds the present ones in order.
@@ -198,7 +214,7 @@ pub struct PatchRequest {
     pub accept: Vec<u32>,
 }
 
-/// LIST_SLOT and PULL: from who catches up to an in-sync holder.
+/// LIST_SLOT, PULL and LEND: from who catches up to an in-sync holder.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct CatchUpRequest {
     /// The start counter of the session asked.
@@ -229,6 +245,12 @@ pub struct CatchUpRequest {
     /// LIST_SLOT: only objects after this oid and birth.
     #[prost(message, optional, tag = "9")]
     pub after: Option<ObjectRef>,
+    /// PULL: the asker may have what is damaged at the holder, and is to be told which blocks that are.
+    #[prost(bool, tag = "10")]
+    pub lends: bool,
+    /// LEND: `index, crc, stamp` of each block; the payload holds the present ones in order.
+    #[prost(fixed32, repeated, tag = "11")]
+    pub lent: Vec<u32>,
 }
 
 /// PULL's answer; the payload holds the present blocks in order.
@@ -243,6 +265,17 @@ pub struct PullReply {
     /// There is more: ask again with what has come.
     #[prost(bool, tag = "3")]
     pub more: bool,
+    /// Nothing was copied, because these blocks are damaged: lend them, then ask again.
+    #[prost(uint32, repeated, tag = "4")]
+    pub damaged: Vec<u32>,
+}
+
+/// LEND's answer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+pub struct LendReply {
+    /// How many blocks were damaged and are mended.
+    #[prost(uint32, tag = "1")]
+    pub taken: u32,
 }
 
 /// An object and its version.

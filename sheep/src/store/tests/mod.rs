@@ -3,6 +3,7 @@
 mod damage;
 mod faults;
 mod golden;
+mod on_disk;
 mod oracle;
 mod power;
 mod steady;
