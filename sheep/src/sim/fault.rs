@@ -35,6 +35,8 @@ pub(super) enum Fault {
     RingPowerLoss,
     /// A machine is cut off from all others.
     Isolate,
+    /// So is the one that owns the VDI.
+    IsolateOwner,
     /// The ring falls into two parts.
     Split,
     /// One way between two machines is cut.
@@ -49,7 +51,7 @@ pub(super) enum Fault {
 
 impl Fault {
     /// All of them.
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::Kill,
         Self::FastRestart,
         Self::KillLeader,
@@ -61,6 +63,7 @@ impl Fault {
         Self::StorageRestart,
         Self::RingPowerLoss,
         Self::Isolate,
+        Self::IsolateOwner,
         Self::Split,
         Self::OneWay,
         Self::Mute,
@@ -80,7 +83,7 @@ pub(super) fn strike(world: &mut World, desk: &Desk, fired: &mut Fired) {
     let fault = Fault::ALL[world.rng.random_range(0..Fault::ALL.len())];
     let victim = match fault {
         Fault::KillLeader => leader(world),
-        Fault::KillOwner => owner(world),
+        Fault::KillOwner | Fault::IsolateOwner => owner(world),
         _ => None,
     };
     let victim = victim.unwrap_or_else(|| world.rng.random_range(0..world.hosts.len()));
@@ -95,7 +98,8 @@ pub(super) fn strike(world: &mut World, desk: &Desk, fired: &mut Fired) {
 /// Whether the fault would change anything.
 fn applies(world: &World, fault: Fault, victim: Machine) -> bool {
     match fault {
-        Fault::Isolate | Fault::Split | Fault::OneWay | Fault::Mute | Fault::Delay | Fault::SlowDisk => true,
+        Fault::Isolate | Fault::IsolateOwner => true,
+        Fault::Split | Fault::OneWay | Fault::Mute | Fault::Delay | Fault::SlowDisk => true,
         Fault::PowerLoss => world.hosts[victim].powered,
         Fault::RingPowerLoss => world.hosts.iter().any(|h| h.powered),
         Fault::StorageRestart => world.storing().any(|m| world.is_up(m)),
@@ -141,7 +145,7 @@ fn inflict(world: &mut World, desk: &Desk, fault: Fault, victim: Machine) {
             }
         }
         Fault::RingPowerLoss => lose_power(world, desk, &(0..all).collect::<Vec<_>>()),
-        Fault::Isolate => (0..all).for_each(|m| both_ways(world, m, victim)),
+        Fault::Isolate | Fault::IsolateOwner => (0..all).for_each(|m| both_ways(world, m, victim)),
         Fault::Split => {
             let side: Vec<bool> = (0..all).map(|_| world.rng.random()).collect();
             for a in 0..all {
