@@ -105,7 +105,7 @@ impl Owner {
                 let mut slots = dirty.slots.iter().filter_map(|slot| state.slot(self.copies, *slot));
                 slots.all(|config| state.is_enough(self.copies, config))
             };
-            if enough || planted(Mutant::FlushBelowMin) {
+            if enough {
                 return Ok(());
             }
             waiting.get_or_insert_with(|| self.waiting_for_copies());
