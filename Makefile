@@ -25,7 +25,7 @@ check: ## formatting, lints, docs, dependency policy; changes nothing in the tre
 	@tests/setup check
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked --profile quick -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items --locked --profile quick
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --workspace --no-deps --document-private-items --locked --profile quick
 	cargo deny --locked --log-level error check bans licenses sources
 
 bench: setup ## speed against nbdkit and qemu-nbd, then the criterion benches (1 h)

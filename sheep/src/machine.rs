@@ -1,7 +1,7 @@
 //! What a process takes from its machine everywhere, without being handed it: threads that may block,
 //! chance, the wall clock, how much memory it takes.
 //!
-//! Called from all over. In the product these are one call each. A simulation ([`crate::sim`], in tests only)
+//! Called from all over. In the product these are one call each. A simulation (`crate::sim`, in tests only)
 //! puts its own in their place on its thread, so that a seed decides everything.
 
 use rand::Rng;
