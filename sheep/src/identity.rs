@@ -13,6 +13,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use wire::id::{ClusterId, NodeId};
 
+use crate::cluster::entry::Reached;
 use crate::machine::random;
 use crate::store::FileSystem;
 
@@ -20,6 +21,8 @@ use crate::store::FileSystem;
 const VERSION: u32 = 1;
 const NAME: &str = "identity";
 const MAGIC: &str = "sheepdog-identity";
+/// Processes of which it is remembered how far their log had come. Without the older ones less can be proved.
+pub(crate) const REACHED_MAX: usize = 4;
 
 /// What a directory remembers of its node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +46,9 @@ pub(crate) struct Identity {
     /// The newest process seen of other nodes, by id.
     #[serde(default)]
     pub(crate) seen: BTreeMap<String, Seen>,
+    /// How far the log had come when the last processes began, oldest first.
+    #[serde(default)]
+    pub(crate) reached: Vec<Reached>,
 }
 
 /// The newest process seen of another node.
@@ -115,7 +121,20 @@ impl Identity {
             voters: Vec::new(),
             peers: BTreeMap::new(),
             seen: BTreeMap::new(),
+            reached: Vec::new(),
         }
+    }
+
+    /// The process that has just begun found its log at `index`; 0 if it holds nothing, or is lost, which says
+    /// nothing of how far it had come.
+    pub(crate) fn note_reached(&mut self, index: u64) {
+        if index == 0 {
+            self.reached.clear();
+            return;
+        }
+        self.reached.push(Reached { before: self.start, index });
+        let spare = self.reached.len().saturating_sub(REACHED_MAX);
+        self.reached.drain(..spare);
     }
 
     pub(crate) fn node(&self) -> NodeId {
@@ -277,6 +296,7 @@ mod tests {
             voters: vec![id(0x11), id(0x13)],
             peers: [(id(0x13), "127.0.0.1:7001".to_owned())].into(),
             seen: [(id(0x13), seen)].into(),
+            reached: vec![Reached { before: 2, index: 0x14 }],
         };
         let mut file = open(dir.path()).expect("new");
         file.update(|known| *known = identity.clone()).expect("written");
@@ -286,7 +306,7 @@ mod tests {
 
     /// Other releases read it: a key may be added with a default, and then only under a new version, since
     /// unknown ones are refused.
-    const GOLDEN: &str = r#"sheepdog-identity 1 5ae821ae
+    const GOLDEN: &str = r#"sheepdog-identity 1 aa2a30b8
 node = "0000000000000011"
 start = 2
 cluster = "00000000000000000000000000000012"
@@ -300,5 +320,22 @@ voters = ["0000000000000011", "0000000000000013"]
 start = 4
 nonce = [5, 6]
 before = 3
+
+[[reached]]
+before = 2
+index = 20
 "#;
+
+    #[test]
+    fn how_far_the_log_had_come_is_remembered_of_the_last_processes_unless_it_is_lost() {
+        let mut identity = Identity::fresh();
+        for start in 1..=6 {
+            identity.start = start;
+            identity.note_reached(10 * start);
+        }
+        let all: Vec<(u64, u64)> = identity.reached.iter().map(|r| (r.before, r.index)).collect();
+        assert_eq!(all, [(3, 30), (4, 40), (5, 50), (6, 60)]);
+        identity.note_reached(0);
+        assert_eq!(identity.reached, []);
+    }
 }

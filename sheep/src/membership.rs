@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use wire::address::Address;
 use wire::frame::Payload;
 use wire::id::{ClusterId, NodeId, Session};
-use wire::peer::{IntroduceMessage, NodeInfo, RenewRequest, Status, op};
+use wire::peer::{IntroduceMessage, NodeInfo, ReachedInfo, RenewRequest, Status, op};
 
 use crate::cluster::entry::{ClusterEntry, NodeSpec, Refusal};
 use crate::cluster::leader::{JoinError, Leader};
@@ -165,7 +165,9 @@ impl Membership {
 
     fn info(&self) -> NodeInfo {
         let cluster = self.cluster().map(|c| c.0.to_be_bytes().to_vec()).unwrap_or_default();
-        NodeInfo { cluster, nonce: self.nonce, ..info_of(&self.spec()) }
+        let spec = self.spec();
+        let reached = spec.reached.iter().map(|r| ReachedInfo { before: r.before, index: r.index }).collect();
+        NodeInfo { cluster, nonce: self.nonce, reached, ..info_of(&spec) }
     }
 
     /// The nodes known before there is a ring, this one included: those that were heard of lately.
@@ -234,7 +236,8 @@ impl Membership {
             if session.node == self.me.session().node || session.node.0 == 0 {
                 continue;
             }
-            let mut info = info.clone();
+            // Nobody else's to tell, and there may be thousands.
+            let mut info = NodeInfo { reached: Vec::new(), ..info.clone() };
             if let (true, Some(ip)) = (direct, from) {
                 info.mesh = reachable(&info.mesh, ip);
                 info.admin = reachable(&info.admin, ip);

@@ -17,18 +17,21 @@ pub(crate) enum Mutant {
     AdmitEarly,
     /// A log entry is applied twice.
     ApplyTwice,
+    /// A takeover believes what any copy says of applied requests, in sync or not.
+    BelieveAnyone,
 }
 
 #[cfg(test)]
 impl Mutant {
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::AckAtOne,
         Self::NoSeal,
         Self::NoLeaseCheck,
         Self::FlushSkips,
         Self::AdmitEarly,
         Self::ApplyTwice,
+        Self::BelieveAnyone,
     ];
 }
 

@@ -48,6 +48,7 @@ fn spec(node: usize, start: u64) -> NodeSpec {
         zone: zone(node),
         vnodes: DEFAULT_VNODES,
         gateway: false,
+        reached: Vec::new(),
     }
 }
 

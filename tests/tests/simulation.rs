@@ -11,8 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
-use sheep::cluster::entry::{ClusterEntry, ClusterReply, NodeSpec};
+use sheep::cluster::entry::{ClusterEntry, ClusterReply, NodeSpec, Reached};
 use sheep::cluster::slots::{MemberState, SlotConfig};
 use sheep::cluster::state::ClusterState;
 use wire::id::{ClusterId, NodeId, Session, SlotIndex};
@@ -35,6 +36,8 @@ enum Mutant {
     TrustRestart,
     /// A flush is answered though too few are in sync.
     FlushBelowMin,
+    /// Nobody says how far its log had come when its process began.
+    NobodyKnew,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -47,6 +50,10 @@ struct Process {
     up: bool,
     start: u64,
     boot: u128,
+    /// How far its log has come.
+    reached: u64,
+    /// How far it had when its processes began.
+    before: Vec<Reached>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +63,9 @@ struct Promise {
     flushed: u64,
     /// Who has kept in memory, or made durable since, all that is acknowledged and was ever in sync with it.
     keepers: BTreeSet<u64>,
+    /// Those of them that are not in sync any more, and since when more may be acknowledged without them: not
+    /// yet if 0.
+    out: BTreeMap<u64, u64>,
 }
 
 struct World {
@@ -80,7 +90,9 @@ impl World {
             mutant,
             state: ClusterState::default(),
             index: 0,
-            processes: (1..=NODES).map(|n| (n, Process { up: true, start: 1, boot: 1 })).collect(),
+            processes: (1..=NODES)
+                .map(|n| (n, Process { up: true, start: 1, boot: 1, reached: 0, before: Vec::new() }))
+                .collect(),
             copies: BTreeMap::new(),
             promises: (0..SLOTS).map(|s| (s, Promise::default())).collect(),
             story: Vec::new(),
@@ -103,22 +115,51 @@ impl World {
             zone: format!("z{}", node % 4),
             vnodes: 128,
             gateway: false,
+            reached: if self.mutant == Mutant::NobodyKnew { Vec::new() } else { process.before.clone() },
         }
     }
 
     fn apply(&mut self, entry: ClusterEntry) -> ClusterReply {
         self.index += 1;
         let reply = self.state.apply_entry(self.index, &entry);
+        self.processes.values_mut().filter(|p| p.up).for_each(|p| p.reached = self.index);
         for slot in 0..SLOTS {
-            let config = self.state.slot(copies(), SlotIndex(slot)).expect("formatted");
-            let serving = config.in_state(MemberState::InSync).filter(|m| self.state.serves(m.session));
-            let serving: BTreeSet<u64> = serving.map(|m| m.session.node.0).collect();
-            if serving.len() >= MIN_COPIES {
-                // More may be acknowledged without whoever else there was.
-                self.promises.get_mut(&slot).expect("known").keepers.retain(|n| serving.contains(n));
-            }
+            self.see_who_keeps(slot);
         }
         reply
+    }
+
+    /// Who was taken out keeps all that was acknowledged until more may be: until enough are in sync and each of
+    /// them knows of it.
+    fn see_who_keeps(&mut self, slot: u32) {
+        let config = self.state.slot(copies(), SlotIndex(slot)).expect("formatted");
+        let serving = config.in_state(MemberState::InSync).filter(|m| self.state.serves(m.session));
+        let serving: BTreeSet<u64> = serving.map(|m| m.session.node.0).collect();
+        if serving.is_empty() {
+            return;
+        }
+        let enough = serving.len() >= MIN_COPIES;
+        let promise = self.promises.get_mut(&slot).expect("known");
+        let (index, processes) = (self.index, &self.processes);
+        let out = &mut promise.out;
+        out.retain(|n, _| !serving.contains(n));
+        promise.keepers.retain(|node| {
+            if serving.contains(node) {
+                return true;
+            }
+            let since = *out.entry(*node).or_insert(if enough { index } else { 0 });
+            let all_know = |since| serving.iter().all(|n| processes[n].reached >= since);
+            match (since, enough) {
+                (0, false) => true,
+                (0, true) => {
+                    !all_know(index) && {
+                        out.insert(*node, index);
+                        true
+                    }
+                }
+                (since, _) => !all_know(since),
+            }
+        });
     }
 
     fn config(&self, slot: u32) -> SlotConfig {
@@ -178,6 +219,7 @@ impl World {
             let in_sync = config.in_state(MemberState::InSync).map(|m| m.session.node.0).collect();
             let promise = self.promises.get_mut(&slot).expect("known");
             (promise.acknowledged, promise.keepers) = (version, in_sync);
+            promise.out.clear();
         }
     }
 
@@ -199,8 +241,9 @@ impl World {
 
     fn restart(&mut self, node: u64, power_lost: bool) {
         let process = self.processes.get_mut(&node).expect("known");
-        process.up = true;
         process.start += 1;
+        process.before.push(Reached { before: process.start, index: process.reached });
+        process.up = true;
         process.boot += u128::from(power_lost);
         if power_lost {
             for slot in 0..SLOTS {
@@ -220,6 +263,17 @@ impl World {
         let spec = self.spec(node);
         self.apply(ClusterEntry::Join { node: spec, now_ms: 0 });
         (0..SLOTS).for_each(|slot| self.settle(slot));
+    }
+
+    /// One dies, and before anybody has noticed another restarts and the rest lose their power; the first one last.
+    fn all_at_once(&mut self, slot: u32) {
+        let mut set = self.in_sync(slot);
+        set.shuffle(&mut self.rng);
+        let [dead, restarted, rest @ ..] = &set[..] else { return };
+        self.processes.get_mut(dead).expect("known").up = false;
+        self.restart(*restarted, false);
+        rest.iter().for_each(|node| self.restart(*node, true));
+        self.restart(*dead, true);
     }
 
     fn catch_up(&mut self, node: u64) {
@@ -289,9 +343,13 @@ impl World {
                 self.catch_up(node);
                 format!("{node} catches up")
             }
-            96..98 => {
+            96 => {
                 self.apply(ClusterEntry::Out { node: NodeId(node) });
                 format!("{node} is out")
+            }
+            97 => {
+                self.all_at_once(slot);
+                format!("everybody of slot {slot} at once")
             }
             _ => {
                 let on = self.rng.random_bool(0.5);
@@ -383,8 +441,15 @@ fn who_is_in_sync_holds_what_was_promised() {
 
 #[test]
 fn bugs_put_in_on_purpose_are_caught() {
-    for mutant in [Mutant::AdmitEarly, Mutant::AckAtOne, Mutant::TrustRestart, Mutant::FlushBelowMin] {
-        let caught = (1..=40).find(|seed| run(*seed, mutant).is_err());
-        assert!(caught.is_some(), "{mutant:?} was not caught within 40 seeds");
+    for (mutant, within) in [
+        (Mutant::AdmitEarly, 40),
+        (Mutant::AckAtOne, 40),
+        (Mutant::TrustRestart, 40),
+        (Mutant::FlushBelowMin, 40),
+        (Mutant::NobodyKnew, 40),
+    ] {
+        let caught = (1..=within).find(|seed| run(*seed, mutant).is_err());
+        println!("{mutant:?}: {caught:?}");
+        assert!(caught.is_some(), "{mutant:?} was not caught within {within} seeds");
     }
 }

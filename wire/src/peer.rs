@@ -17,11 +17,11 @@ mod query;
 pub use client::{
     AnsweredReply, AnsweredRequest, Connection, OpenRequest, StatusReply, VdiInfoReply, VdiIoRequest,
 };
-pub use node::{IntroduceMessage, NodeInfo, NodeStatusReply, RenewRequest, SuspectRequest};
+pub use node::{IntroduceMessage, NodeInfo, NodeStatusReply, ReachedInfo, RenewRequest, SuspectRequest};
 pub use object::{
-    AppliedRequest, CatchUpRequest, LendReply, ListReply, ListVdiRequest, Listed, ObjectRequest, OnDisk,
-    PatchRequest, PullReply, ReadReply, SealReply, SealRequest, TableReply, Unsettled, VdiRequest, WriteKind,
-    WriteReply, WriteRequest,
+    AppliedList, AppliedRequest, CatchUpRequest, LendReply, ListReply, ListVdiRequest, Listed, ObjectRequest,
+    OnDisk, PatchRequest, PullReply, ReadReply, SealReply, SealRequest, TableReply, Unsettled, VdiRequest,
+    WriteKind, WriteReply, WriteRequest,
 };
 pub use query::{
     CheckFinding, CheckFindingKind, CheckPhase, ClientsReply, ClientsRequest, MappedObject, OpenConnection,

@@ -155,6 +155,7 @@ pub(super) mod tests {
             zone: format!("z{id}"),
             vnodes: 128,
             gateway: false,
+            reached: Vec::new(),
         }
     }
 

@@ -29,6 +29,19 @@ pub struct NodeSpec {
     pub vnodes: u32,
     /// Stores nothing and does not vote.
     pub gateway: bool,
+    /// How far its log had come when its last processes began, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reached: Vec<Reached>,
+}
+
+/// How far a node's log had come when one of its processes began: earlier ones have acted on nothing beyond.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reached {
+    /// The start counter with which the process began.
+    pub before: u64,
+    /// The log index.
+    pub index: u64,
 }
 
 /// An entry of the cluster log.

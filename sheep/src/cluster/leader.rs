@@ -312,6 +312,7 @@ mod tests {
             zone: (*zone).to_owned(),
             vnodes: 1,
             gateway: false,
+            reached: Vec::new(),
         };
         let nodes = (1..).zip(zones).map(spec).collect();
         let copies = wire::policy::Copies::new(1).expect("in range");

@@ -6,6 +6,9 @@
 //!   slot waits until continuity can be proved (rule 2, rule 3).
 //! - While fewer are in sync than a write needs, nothing is acknowledged; so whoever was in sync when that
 //!   began stays as good as who is left, and is kept on record as *eligible* until enough are in sync again.
+//! - Who is taken out while enough stay is as good as those until they have acknowledged something without it.
+//!   They may only do so once each of them knows that it was taken out; so one of them whose log had not come
+//!   that far when its process died proves that none has. Until somebody new is admitted it is eligible too.
 //! - A holder that should no longer hold the slot goes only when every target is in sync (guarantee 5).
 //! - Every change raises the version, and replicas refuse requests that name a lower one.
 //!
@@ -18,11 +21,14 @@
 //!     in sync again: same boot, or all of the set are back ◀── Returned ◀── (InSync on record, dead)
 //! ```
 //!
-//! When all of the set are back and none of them has kept its memory, an eligible one that has goes first.
+//! When all of the set are back and none of them has kept its memory, an eligible one that has goes first. One that
+//! is proved to lack nothing goes as soon as it is.
 
 use serde::{Deserialize, Serialize};
 use wire::id::{NodeId, Session};
 use wire::policy::Copies;
+
+use super::entry::Reached;
 
 /// How far a member's copy of a slot is to be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -46,6 +52,9 @@ pub struct Member {
     pub state: MemberState,
     /// The configuration version in which it got its state.
     pub since: u64,
+    /// Of one that lost its memory: how far the log of the process had come that was in sync, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<u64>,
 }
 
 /// A node that held every acknowledged write when too few were left in sync to acknowledge more.
@@ -55,6 +64,14 @@ pub struct Eligible {
     pub node: NodeId,
     /// The boot since which it has kept all that; zero once its memory was lost.
     pub boot: u128,
+    /// The log index of its being taken out while enough stayed: what they acknowledged since it lacks. Zero if
+    /// too few stayed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub since: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Who holds a slot.
@@ -64,27 +81,31 @@ pub struct SlotConfig {
     pub version: u64,
     /// The members, in no particular order.
     pub members: Vec<Member>,
-    /// Who besides the in-sync members may hold every acknowledged write. Empty while enough are in sync.
+    /// Who besides the in-sync members may hold every acknowledged write. While enough are in sync, those taken
+    /// out since the last admission.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub eligible: Vec<Eligible>,
 }
 
 /// A node's current session, as far as slots care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Live {
+pub(crate) struct Live<'a> {
     pub(crate) session: Session,
     pub(crate) boot: u128,
+    /// How far the node's log had come when its last processes began.
+    pub(crate) reached: &'a [Reached],
+}
+
+impl Live<'_> {
+    fn in_state(self, state: MemberState, since: u64) -> Member {
+        Member { session: self.session, boot: self.boot, state, since, reached: None }
+    }
 }
 
 impl SlotConfig {
     /// A configuration of a slot that has never held anything: all `targets` are in sync.
-    pub(crate) fn new(version: u64, targets: impl IntoIterator<Item = Live>) -> Self {
-        let member = |live: Live| Member {
-            session: live.session,
-            boot: live.boot,
-            state: MemberState::InSync,
-            since: version,
-        };
+    pub(crate) fn new<'a>(version: u64, targets: impl IntoIterator<Item = Live<'a>>) -> Self {
+        let member = |live: Live<'a>| live.in_state(MemberState::InSync, version);
         Self { version, members: targets.into_iter().map(member).collect(), eligible: Vec::new() }
     }
 
@@ -113,15 +134,22 @@ impl SlotConfig {
         self.eligible.iter().any(|e| e.node == node)
     }
 
+    /// Whether `node` lacks nothing that was acknowledged, whatever the others have seen: too few were left for
+    /// anything to be acknowledged without it.
+    pub fn lacks_nothing(&self, node: NodeId) -> bool {
+        self.eligible.iter().any(|e| e.node == node && e.since == 0)
+    }
+
     /// The configuration after a change of membership, or `None` if nothing changes.
     ///
     /// `live` gives a node's current session while it is alive and its disk works; `targets` are the nodes
-    /// that should hold the slot, best first; `copies` how many there should be.
-    pub(crate) fn reconfigured(
+    /// that should hold the slot, best first; `copies` how many there should be; `index` is the log's.
+    pub(crate) fn reconfigured<'a>(
         &self,
-        live: impl Fn(NodeId) -> Option<Live>,
+        live: impl Fn(NodeId) -> Option<Live<'a>>,
         targets: &[NodeId],
         copies: Copies,
+        index: u64,
     ) -> Option<Self> {
         let mut next = Self { version: self.version + 1, ..Self::default() };
         let is_live = |m: &Member| live(m.session.node).is_some_and(|l| l.session == m.session);
@@ -135,19 +163,14 @@ impl SlotConfig {
             for &target in targets {
                 let known = next.on_node(target).is_some();
                 if let (false, Some(l)) = (known, live(target)) {
-                    next.members.push(Member {
-                        session: l.session,
-                        boot: l.boot,
-                        state: MemberState::CatchingUp,
-                        since: next.version,
-                    });
+                    next.members.push(l.in_state(MemberState::CatchingUp, next.version));
                 }
             }
             drop_extras(&mut next.members, targets, copies);
         } else {
             self.resume(&mut next, &live);
         }
-        self.keep_eligible(&mut next, &live, copies);
+        self.keep_eligible(&mut next, &live, copies, index);
         (next.members != self.members || next.eligible != self.eligible).then_some(next)
     }
 
@@ -167,14 +190,10 @@ impl SlotConfig {
     }
 
     /// The last in-sync set is dead: see whether who is back proves continuity.
-    fn resume(&self, next: &mut Self, live: &impl Fn(NodeId) -> Option<Live>) {
+    fn resume<'a>(&self, next: &mut Self, live: &impl Fn(NodeId) -> Option<Live<'a>>) {
         let last: Vec<&Member> = self.members.iter().filter(|m| m.state != MemberState::CatchingUp).collect();
-        let in_sync = |l: Live| Member {
-            session: l.session,
-            boot: l.boot,
-            state: MemberState::InSync,
-            since: next.version,
-        };
+        let version = next.version;
+        let in_sync = |l: Live<'_>| l.in_state(MemberState::InSync, version);
         // With an unbroken boot the kernel still has all that the process had written, so one is enough.
         let unbroken = last.iter().find_map(|m| {
             let l = live(m.session.node)?;
@@ -184,18 +203,25 @@ impl SlotConfig {
             next.members = vec![in_sync(l)];
             return;
         }
-        let back: Option<Vec<Live>> = last.iter().map(|m| live(m.session.node)).collect();
-        if let Some(mut back) = back {
+        // So does who was taken out before anything was acknowledged without it, and it has all that they had.
+        let kept = |e: &Eligible| live(e.node).filter(|l| e.boot != 0 && l.boot == e.boot);
+        let proved = self.eligible.iter().filter(|e| e.since > 0 && self.is_proved(e, live));
+        if let Some(l) = proved.clone().find_map(kept) {
+            next.members = vec![in_sync(l)];
+            return;
+        }
+        let awaited = proved.clone().any(|e| live(e.node).is_none());
+        let back: Option<Vec<Live<'_>>> = last.iter().map(|m| live(m.session.node)).collect();
+        if let Some(mut back) = back.filter(|_| !awaited) {
             // The set itself has only what was flushed. What an eligible one has is no older than anything
             // acknowledged, and who saw more saw it from a set that has lost its memory since.
-            let kept =
-                self.eligible.iter().find_map(|e| live(e.node).filter(|l| e.boot != 0 && l.boot == e.boot));
-            if let Some(l) = kept {
+            let eligible = self.eligible.iter().filter(|e| e.since == 0);
+            if let Some(l) = eligible.clone().find_map(kept) {
                 next.members = vec![in_sync(l)];
                 return;
             }
-            let others = self.eligible.iter().filter(|e| last.iter().all(|m| m.session.node != e.node));
-            let others: Option<Vec<Live>> = others.map(|e| live(e.node)).collect();
+            let others = eligible.filter(|e| last.iter().all(|m| m.session.node != e.node));
+            let others: Option<Vec<Live<'_>>> = others.map(|e| live(e.node)).collect();
             if let Some(others) = others {
                 back.extend(others);
                 next.members = back.into_iter().map(in_sync).collect();
@@ -209,6 +235,7 @@ impl SlotConfig {
                     boot: 0,
                     state: MemberState::Returned,
                     since: if m.session == l.session { m.since } else { next.version },
+                    reached: m.reached_before(l),
                 },
                 None if m.state == MemberState::Returned => {
                     Member { state: MemberState::InSync, boot: 0, ..m.clone() }
@@ -218,31 +245,73 @@ impl SlotConfig {
         }
     }
 
+    /// Whether nothing was acknowledged since one was taken out: one of the lost set never knew of it.
+    fn is_proved<'a>(&self, one: &Eligible, live: &impl Fn(NodeId) -> Option<Live<'a>>) -> bool {
+        let set = self.members.iter().filter(|m| m.state != MemberState::CatchingUp);
+        let mut reached = set.filter_map(|m| match live(m.session.node) {
+            Some(l) if l.session != m.session => m.reached_before(l),
+            _ => m.reached,
+        });
+        reached.any(|reached| reached < one.since)
+    }
+
     /// Puts on record in `next` who is eligible beside its in-sync members.
-    fn keep_eligible(&self, next: &mut Self, live: &impl Fn(NodeId) -> Option<Live>, copies: Copies) {
+    fn keep_eligible<'a>(
+        &self,
+        next: &mut Self,
+        live: &impl Fn(NodeId) -> Option<Live<'a>>,
+        copies: Copies,
+        index: u64,
+    ) {
         let in_set =
             |config: &Self, node| config.on_node(node).is_some_and(|m| m.state != MemberState::CatchingUp);
         let serving = next
             .in_state(MemberState::InSync)
             .filter(|m| live(m.session.node).is_some_and(|l| l.session == m.session))
             .count();
-        if serving >= usize::from(copies.min_default()) {
-            return;
-        }
+        // From here on those in `next` may acknowledge, if they are enough.
+        let now = if serving >= usize::from(copies.min_default()) { index } else { 0 };
+        let is_lost = |m: &Member| live(m.session.node).is_none_or(|l| l.session != m.session);
+        let resumes = serving > 0 && self.in_state(MemberState::InSync).all(is_lost);
         let set = self.members.iter().filter(|m| m.state != MemberState::CatchingUp);
-        let fallen = set.map(|m| Eligible {
+        // Who is there and is no longer needed is not waited for: the others have all it has.
+        let fallen = set.filter(|m| now == 0 || is_lost(m)).map(|m| Eligible {
             node: m.session.node,
             boot: if m.state == MemberState::InSync { m.boot } else { 0 },
+            since: now,
         });
-        for mut one in self.eligible.iter().cloned().chain(fallen) {
+        let known = self.eligible.iter().map(|e| Eligible {
+            since: if e.since == 0 || resumes && self.is_proved(e, live) { now } else { e.since },
+            ..e.clone()
+        });
+        for mut one in known.chain(fallen) {
             if in_set(next, one.node) || next.eligible.iter().any(|e| e.node == one.node) {
                 continue;
             }
             if live(one.node).is_some_and(|l| l.boot != one.boot) {
                 one.boot = 0;
             }
-            next.eligible.push(one);
+            // One of those that acknowledge and has nothing but what it flushed has no more than they.
+            if one.since == 0 || one.boot != 0 {
+                next.eligible.push(one);
+            }
         }
+    }
+
+    /// Somebody was admitted to the in-sync set: from here on others acknowledge than were there when those were
+    /// taken out that it does without, and if they are enough, nobody else counts.
+    pub(crate) fn admitted(&mut self, enough: bool) {
+        self.eligible.retain(|e| e.since == 0 && !enough);
+    }
+}
+
+impl Member {
+    /// How far the log of the process of this session had come, as a later session of the node tells it.
+    fn reached_before(&self, later: Live<'_>) -> Option<u64> {
+        if self.state == MemberState::Returned || self.boot == 0 {
+            return self.reached;
+        }
+        later.reached.iter().find(|r| r.before > self.session.start).map(|r| r.index)
     }
 }
 
@@ -262,11 +331,11 @@ fn drop_extras(members: &mut Vec<Member>, targets: &[NodeId], copies: Copies) {
 mod tests {
     use super::*;
 
-    fn live(node: u64, start: u64, boot: u128) -> Live {
-        Live { session: Session { node: NodeId(node), start }, boot }
+    fn live(node: u64, start: u64, boot: u128) -> Live<'static> {
+        Live { session: Session { node: NodeId(node), start }, boot, reached: &[] }
     }
 
-    fn find(all: &[Live]) -> impl Fn(NodeId) -> Option<Live> + '_ {
+    fn find<'a>(all: &'a [Live<'a>]) -> impl Fn(NodeId) -> Option<Live<'a>> + 'a {
         |node| all.iter().copied().find(|l| l.session.node == node)
     }
 
@@ -281,31 +350,40 @@ mod tests {
         Copies::new(count).expect("in range")
     }
 
+    /// Those that lack nothing.
     fn eligible(config: &SlotConfig) -> Vec<(u64, u128)> {
-        config.eligible.iter().map(|e| (e.node.0, e.boot)).collect()
+        config.eligible.iter().filter(|e| e.since == 0).map(|e| (e.node.0, e.boot)).collect()
     }
 
+    /// Those taken out while enough stayed, and when.
+    fn taken_out(config: &SlotConfig) -> Vec<(u64, u64)> {
+        config.eligible.iter().filter(|e| e.since > 0).map(|e| (e.node.0, e.since)).collect()
+    }
+
+    /// Where the log is.
+    const AT: u64 = 100;
     const TARGETS: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
     use MemberState::{CatchingUp, InSync, Returned};
 
     #[test]
     fn a_dead_member_leaves_and_its_next_session_catches_up() {
         let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 7), live(3, 1, 7)]);
-        let config =
-            config.reconfigured(find(&[live(1, 1, 7), live(2, 1, 7)]), &TARGETS, copies(3)).expect("changed");
+        let config = config
+            .reconfigured(find(&[live(1, 1, 7), live(2, 1, 7)]), &TARGETS, copies(3), AT)
+            .expect("changed");
         assert_eq!(states(&config), [(1, 1, InSync), (2, 1, InSync)]);
         let all = [live(1, 1, 7), live(2, 1, 7), live(3, 2, 7)];
-        let config = config.reconfigured(find(&all), &TARGETS, copies(3)).expect("changed");
+        let config = config.reconfigured(find(&all), &TARGETS, copies(3), AT).expect("changed");
         assert_eq!(states(&config), [(1, 1, InSync), (2, 1, InSync), (3, 2, CatchingUp)]);
         assert_eq!(config.version, 3);
-        assert_eq!(config.reconfigured(find(&all), &TARGETS, copies(3)), None);
+        assert_eq!(config.reconfigured(find(&all), &TARGETS, copies(3), AT), None);
     }
 
     #[test]
     fn a_quick_restart_makes_a_member_catch_up() {
         let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 7)]);
         let config = config
-            .reconfigured(find(&[live(1, 1, 7), live(2, 2, 7)]), &TARGETS[..2], copies(2))
+            .reconfigured(find(&[live(1, 1, 7), live(2, 2, 7)]), &TARGETS[..2], copies(2), AT)
             .expect("changed");
         assert_eq!(states(&config), [(1, 1, InSync), (2, 2, CatchingUp)]);
     }
@@ -313,27 +391,29 @@ mod tests {
     #[test]
     fn a_lost_set_waits_for_all_of_it_or_for_one_with_an_unbroken_boot() {
         let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8)]);
-        assert_eq!(config.reconfigured(find(&[]), &TARGETS[..2], copies(2)), None);
+        assert_eq!(config.reconfigured(find(&[]), &TARGETS[..2], copies(2), AT), None);
         // One is back after a power loss, and a stranger is there: neither counts.
         let one = config
-            .reconfigured(find(&[live(1, 2, 70), live(3, 1, 9)]), &TARGETS, copies(2))
+            .reconfigured(find(&[live(1, 2, 70), live(3, 1, 9)]), &TARGETS, copies(2), AT)
             .expect("changed");
         assert_eq!(states(&one), [(1, 2, Returned), (2, 1, InSync)]);
         let both = one
-            .reconfigured(find(&[live(1, 2, 70), live(2, 2, 80)]), &TARGETS[..2], copies(2))
+            .reconfigured(find(&[live(1, 2, 70), live(2, 2, 80)]), &TARGETS[..2], copies(2), AT)
             .expect("changed");
         assert_eq!(states(&both), [(1, 2, InSync), (2, 2, InSync)]);
         // The other comes back from a mere restart: it alone is enough.
-        let unbroken = one.reconfigured(find(&[live(1, 2, 70), live(2, 2, 8)]), &TARGETS[..2], copies(2));
+        let unbroken = one.reconfigured(find(&[live(1, 2, 70), live(2, 2, 8)]), &TARGETS[..2], copies(2), AT);
         assert_eq!(states(&unbroken.expect("changed")), [(2, 2, InSync)]);
     }
 
     #[test]
     fn who_returned_from_a_power_loss_and_restarts_still_does_not_count_alone() {
         let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8)]);
-        let config = config.reconfigured(find(&[live(1, 2, 70)]), &TARGETS[..2], copies(2)).expect("changed");
-        let config = config.reconfigured(find(&[]), &TARGETS[..2], copies(2)).expect("changed");
-        let config = config.reconfigured(find(&[live(1, 3, 70)]), &TARGETS[..2], copies(2)).expect("changed");
+        let config =
+            config.reconfigured(find(&[live(1, 2, 70)]), &TARGETS[..2], copies(2), AT).expect("changed");
+        let config = config.reconfigured(find(&[]), &TARGETS[..2], copies(2), AT).expect("changed");
+        let config =
+            config.reconfigured(find(&[live(1, 3, 70)]), &TARGETS[..2], copies(2), AT).expect("changed");
         assert_eq!(states(&config), [(1, 3, Returned), (2, 1, InSync)]);
     }
 
@@ -341,57 +421,152 @@ mod tests {
     fn an_old_holder_goes_only_when_the_new_ones_are_in_sync() {
         let config = SlotConfig::new(1, [live(4, 1, 7)]);
         let all = [live(1, 1, 7), live(4, 1, 7)];
-        let mut config = config.reconfigured(find(&all), &TARGETS[..1], copies(1)).expect("changed");
+        let mut config = config.reconfigured(find(&all), &TARGETS[..1], copies(1), AT).expect("changed");
         assert_eq!(states(&config), [(1, 1, CatchingUp), (4, 1, InSync)]);
         config.members.iter_mut().for_each(|m| m.state = InSync);
-        let config = config.reconfigured(find(&all), &TARGETS[..1], copies(1)).expect("changed");
+        let config = config.reconfigured(find(&all), &TARGETS[..1], copies(1), AT).expect("changed");
         assert_eq!(states(&config), [(1, 1, InSync)]);
     }
 
     #[test]
-    fn who_is_left_out_while_enough_stay_is_not_eligible() {
+    fn who_is_taken_out_while_enough_stay_is_eligible_since_then() {
         let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8), live(3, 1, 9)]);
-        let two = config.reconfigured(find(&[live(1, 1, 7), live(2, 1, 8)]), &TARGETS, copies(3));
-        assert_eq!(eligible(&two.expect("changed")), []);
+        let two = config.reconfigured(find(&[live(1, 1, 7), live(2, 1, 8)]), &TARGETS, copies(3), AT);
+        let two = two.expect("changed");
+        assert_eq!((eligible(&two), taken_out(&two)), (vec![], vec![(3, AT)]));
         // With two copies one is enough for a write.
         let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8)]);
-        let one = config.reconfigured(find(&[live(1, 1, 7)]), &TARGETS[..2], copies(2));
-        assert_eq!(eligible(&one.expect("changed")), []);
+        let one = config.reconfigured(find(&[live(1, 1, 7)]), &TARGETS[..2], copies(2), AT);
+        let one = one.expect("changed");
+        assert_eq!((eligible(&one), taken_out(&one)), (vec![], vec![(2, AT)]));
+        // Once somebody is admitted nobody else counts.
+        let mut more = one.reconfigured(find(&[live(1, 1, 7), live(2, 2, 8)]), &TARGETS[..2], copies(2), AT);
+        let more = more.as_mut().expect("changed");
+        assert_eq!(taken_out(more), [(2, AT)]);
+        more.admitted(true);
+        assert_eq!(more.eligible, []);
+    }
+
+    /// 2 was taken out at AT, and then 1 lost its power.
+    fn taken_out_before_a_loss_of_power() -> SlotConfig {
+        let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8)]);
+        let one = config.reconfigured(find(&[live(1, 1, 7)]), &TARGETS[..2], copies(2), AT);
+        let both = one.expect("changed").reconfigured(
+            find(&[live(1, 1, 7), live(2, 2, 8)]),
+            &TARGETS[..2],
+            copies(2),
+            AT + 1,
+        );
+        both.expect("changed")
+    }
+
+    /// One whose log had come to AT - 1, or to AT, when its second process began.
+    fn knew(start: u64, boot: u128, of_it: bool) -> Live<'static> {
+        const UNKNOWN: &[Reached] =
+            &[Reached { before: 2, index: AT - 1 }, Reached { before: 3, index: AT + 3 }];
+        const KNOWN: &[Reached] = &[Reached { before: 2, index: AT }];
+        Live { reached: if of_it { KNOWN } else { UNKNOWN }, ..live(1, start, boot) }
+    }
+
+    #[test]
+    fn who_was_taken_out_unknown_to_those_who_lost_their_memory_goes_before_them() {
+        let config = taken_out_before_a_loss_of_power();
+        let back = |of_it| [knew(3, 70, of_it), live(2, 2, 8)];
+        let resumed = config.reconfigured(find(&back(false)), &TARGETS[..2], copies(2), AT + 2);
+        let resumed = resumed.expect("changed");
+        assert_eq!((states(&resumed), taken_out(&resumed)), (vec![(2, 2, InSync)], vec![]));
+        // 1 knew that 2 was taken out, and may have acknowledged something alone.
+        let alone = config.reconfigured(find(&back(true)), &TARGETS[..2], copies(2), AT + 2);
+        assert_eq!(states(&alone.expect("changed")), [(1, 3, InSync)]);
+        // Nobody knows what it knew.
+        let unknown = [live(1, 2, 70), live(2, 2, 8)];
+        let alone = config.reconfigured(find(&unknown), &TARGETS[..2], copies(2), AT + 2);
+        assert_eq!(states(&alone.expect("changed")), [(1, 2, InSync)]);
+    }
+
+    #[test]
+    fn who_was_taken_out_is_waited_for_if_those_left_did_not_know() {
+        let config = taken_out_before_a_loss_of_power();
+        let back = [knew(2, 70, false)];
+        let waits = config.reconfigured(find(&back), &TARGETS[..2], copies(2), AT + 2).expect("changed");
+        assert_eq!((states(&waits), taken_out(&waits)), (vec![(1, 2, Returned)], vec![(2, AT)]));
+        // It restarts, and has heard of everything since: what its first process knew counts.
+        let gone = waits.reconfigured(find(&[]), &TARGETS[..2], copies(2), AT + 3).expect("changed");
+        let back = [knew(3, 70, false)];
+        let waits = gone.reconfigured(find(&back), &TARGETS[..2], copies(2), AT + 4).expect("changed");
+        assert_eq!(states(&waits), [(1, 3, Returned)]);
+        let both = [knew(3, 70, false), live(2, 3, 8)];
+        let resumed = waits.reconfigured(find(&both), &TARGETS[..2], copies(2), AT + 5).expect("changed");
+        assert_eq!(states(&resumed), [(2, 3, InSync)]);
+        // It has lost its memory as well: then the others have what was flushed, and are enough.
+        let both = [knew(3, 70, false), live(2, 3, 80)];
+        let resumed = waits.reconfigured(find(&both), &TARGETS[..2], copies(2), AT + 5).expect("changed");
+        assert_eq!(states(&resumed), [(1, 3, InSync)]);
+    }
+
+    #[test]
+    fn whoever_resumes_alone_may_not_live_to_acknowledge_anything() {
+        let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8)]);
+        // Both restart; 1 is back first, and goes on alone.
+        let one = config.reconfigured(find(&[live(1, 2, 7)]), &TARGETS[..2], copies(2), AT).expect("changed");
+        assert_eq!((states(&one), taken_out(&one)), (vec![(1, 2, InSync)], vec![(2, AT)]));
+        // It loses its power before it has heard that.
+        const UNKNOWN: &[Reached] = &[Reached { before: 3, index: AT - 1 }];
+        let back = [Live { reached: UNKNOWN, ..live(1, 3, 70) }, live(2, 2, 8)];
+        let resumed = one.reconfigured(find(&back), &TARGETS[..2], copies(2), AT + 1).expect("changed");
+        assert_eq!(states(&resumed), [(2, 2, InSync)]);
+    }
+
+    #[test]
+    fn a_disk_that_failed_is_no_way_back() {
+        let mut config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8)]);
+        config.members[1].boot = 0;
+        let one = config.reconfigured(find(&[live(1, 1, 7)]), &TARGETS[..2], copies(2), AT).expect("changed");
+        assert_eq!(one.eligible, []);
+    }
+
+    #[test]
+    fn who_is_there_and_not_needed_any_more_is_not_kept_on_record() {
+        let mut config = SlotConfig::new(1, [live(4, 1, 7), live(1, 1, 7)]);
+        config.members.iter_mut().for_each(|m| m.state = InSync);
+        let all = [live(1, 1, 7), live(4, 1, 7)];
+        let config = config.reconfigured(find(&all), &TARGETS[..1], copies(1), AT).expect("changed");
+        assert_eq!((states(&config), config.eligible), (vec![(1, 1, InSync)], vec![]));
     }
 
     #[test]
     fn who_fell_out_when_writes_stopped_goes_before_a_set_without_memory() {
         let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8), live(3, 1, 9)]);
-        let one = config.reconfigured(find(&[live(1, 1, 7)]), &TARGETS, copies(3)).expect("changed");
+        let one = config.reconfigured(find(&[live(1, 1, 7)]), &TARGETS, copies(3), AT).expect("changed");
         assert_eq!(eligible(&one), [(2, 8), (3, 9)]);
         // 2 comes back without its memory, 3 with it, and 1 loses its own.
         let back = [live(1, 1, 7), live(2, 2, 80), live(3, 2, 9)];
-        let back = one.reconfigured(find(&back), &TARGETS, copies(3)).expect("changed");
+        let back = one.reconfigured(find(&back), &TARGETS, copies(3), AT).expect("changed");
         assert_eq!(states(&back), [(1, 1, InSync), (2, 2, CatchingUp), (3, 2, CatchingUp)]);
         assert_eq!(eligible(&back), [(2, 0), (3, 9)]);
         let others = [live(2, 2, 80), live(3, 2, 9)];
-        let lost = back.reconfigured(find(&others), &TARGETS, copies(3)).expect("changed");
+        let lost = back.reconfigured(find(&others), &TARGETS, copies(3), AT).expect("changed");
         // 1 may have shown more than was acknowledged: it is waited for.
         assert_eq!((states(&lost), eligible(&lost)), (vec![(1, 1, InSync)], vec![(2, 0), (3, 9)]));
         let all = [live(1, 2, 70), live(2, 2, 80), live(3, 2, 9)];
-        let resumed = lost.reconfigured(find(&all), &TARGETS, copies(3)).expect("changed");
+        let resumed = lost.reconfigured(find(&all), &TARGETS, copies(3), AT).expect("changed");
         assert_eq!(states(&resumed), [(3, 2, InSync)]);
         assert_eq!(eligible(&resumed), [(2, 0), (1, 0)]);
         // Once enough are in sync nobody else counts.
-        let mut more = resumed.reconfigured(find(&all), &TARGETS, copies(3)).expect("changed");
+        let mut more = resumed.reconfigured(find(&all), &TARGETS, copies(3), AT).expect("changed");
         more.members.iter_mut().find(|m| m.session.node == NodeId(1)).expect("a target").state = InSync;
-        let more = more.reconfigured(find(&all), &TARGETS, copies(3)).expect("changed");
+        let more = more.reconfigured(find(&all), &TARGETS, copies(3), AT).expect("changed");
         assert_eq!(eligible(&more), []);
     }
 
     #[test]
     fn a_set_without_memory_waits_for_the_eligible_and_then_counts_with_them() {
         let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8)]);
-        let one = config.reconfigured(find(&[live(1, 1, 7)]), &TARGETS[..2], copies(3)).expect("changed");
-        let dark = one.reconfigured(find(&[live(1, 2, 70)]), &TARGETS[..2], copies(3)).expect("changed");
+        let one = config.reconfigured(find(&[live(1, 1, 7)]), &TARGETS[..2], copies(3), AT).expect("changed");
+        let dark = one.reconfigured(find(&[live(1, 2, 70)]), &TARGETS[..2], copies(3), AT).expect("changed");
         assert_eq!((states(&dark), eligible(&dark)), (vec![(1, 2, Returned)], vec![(2, 8)]));
         let both = [live(1, 2, 70), live(2, 2, 80)];
-        let both = dark.reconfigured(find(&both), &TARGETS[..2], copies(3)).expect("changed");
+        let both = dark.reconfigured(find(&both), &TARGETS[..2], copies(3), AT).expect("changed");
         assert_eq!((states(&both), eligible(&both)), (vec![(1, 2, InSync), (2, 2, InSync)], vec![]));
     }
 
@@ -399,6 +574,6 @@ mod tests {
     fn old_holders_stay_while_fewer_are_in_place_than_a_write_needs() {
         let config = SlotConfig::new(1, [live(1, 1, 7), live(4, 1, 7)]);
         let all = [live(1, 1, 7), live(4, 1, 7)];
-        assert_eq!(config.reconfigured(find(&all), &TARGETS[..1], copies(3)), None);
+        assert_eq!(config.reconfigured(find(&all), &TARGETS[..1], copies(3), AT), None);
     }
 }

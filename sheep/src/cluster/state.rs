@@ -329,7 +329,7 @@ impl ClusterState {
             }
             ClusterEntry::Admit { session, copies, slots, seen } => {
                 self.live(*session)?;
-                Ok(ClusterReply::Admitted(self.admit(*session, *copies, slots, *seen)))
+                Ok(ClusterReply::Admitted(self.admit(*session, *copies, slots, *seen, index)))
             }
             ClusterEntry::Demote { session, copies, slot, version } => {
                 self.demote(*session, *copies, *slot, *version);
@@ -490,7 +490,7 @@ impl ClusterState {
             .slots()
             .filter(|(_, _, config)| {
                 let here = config.on_node(id).is_some_and(|m| m.state != MemberState::CatchingUp);
-                if alive { here || config.is_eligible(id) } else { here && !self.has_live_copy(config) }
+                if alive { here || config.lacks_nothing(id) } else { here && !self.has_live_copy(config) }
             })
             .count();
         if held > 0 {
@@ -526,10 +526,10 @@ impl ClusterState {
         self.live_disk(session.node).is_some_and(|l| l.session == session)
     }
 
-    fn live_disk(&self, id: NodeId) -> Option<Live> {
+    fn live_disk(&self, id: NodeId) -> Option<Live<'_>> {
         let node = self.nodes.get(&id)?;
         let session = node.live_session().filter(|_| node.disk_failed.is_none())?;
-        Some(Live { session, boot: node.spec.boot })
+        Some(Live { session, boot: node.spec.boot, reached: &node.spec.reached })
     }
 
     /// The state as bytes, for the log's snapshots.

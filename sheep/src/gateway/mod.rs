@@ -417,9 +417,11 @@ impl Handle {
         match io {
             Io::Read { offset, len } => owner.read(*offset, u64::from(*len)).await.map(Done::Read),
             Io::Write { offset, payload, fua } => {
+                let _begun = owner.begin_own(request);
                 owner.write(*offset, payload.clone(), *fua, request).await.map(|()| Done::Nothing)
             }
             Io::Zero { offset, len, punch, fua } => {
+                let _begun = owner.begin_own(request);
                 owner.zero(*offset, *len, *punch, *fua, request).await.map(|()| Done::Nothing)
             }
             Io::Flush => owner.flush().await.map(|()| Done::Nothing),

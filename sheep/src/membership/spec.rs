@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use wire::id::{ClusterId, Session};
 use wire::peer::NodeInfo;
 
-use crate::cluster::entry::NodeSpec;
+use crate::cluster::entry::{NodeSpec, Reached};
 
 pub(super) fn bytes_of(cluster: ClusterId) -> Vec<u8> {
     cluster.0.to_be_bytes().to_vec()
@@ -22,6 +22,7 @@ pub(super) fn info_of(spec: &NodeSpec) -> NodeInfo {
         gateway: spec.gateway,
         process: spec.process,
         nonce: 0,
+        reached: Vec::new(),
         cluster: Vec::new(),
     }
 }
@@ -32,6 +33,7 @@ pub(super) fn spec_of(info: &NodeInfo) -> Option<NodeSpec> {
     let boot = u128::from_be_bytes(info.boot.as_slice().try_into().ok()?);
     let sound = session.node.0 != 0
         && session.start > 0
+        && info.reached.len() <= crate::identity::REACHED_MAX
         && !info.zone.is_empty()
         && info.zone.len() <= 255
         && (1..=crate::placement::MAX_VNODES_PER_NODE).contains(&info.vnodes)
@@ -46,6 +48,7 @@ pub(super) fn spec_of(info: &NodeInfo) -> Option<NodeSpec> {
         zone: info.zone.clone(),
         vnodes: info.vnodes,
         gateway: info.gateway,
+        reached: info.reached.iter().map(|r| Reached { before: r.before, index: r.index }).collect(),
     })
 }
 

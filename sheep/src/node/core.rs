@@ -17,8 +17,9 @@ use super::watch::{tick, watch_disk, watch_peers};
 use crate::cluster::clock::Clock;
 use crate::cluster::entry::NodeSpec;
 use crate::cluster::leader::Leader;
-use crate::cluster::log::{ClusterLog, LEADER_LEASE, LogConfig};
+use crate::cluster::log::{ClusterLog, LEADER_LEASE, LogConfig, OpenedLog};
 use crate::cluster::session::{Lease, Me};
+use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
 use crate::config::{ClusterConfig, Config};
 use crate::gateway::{Forwarded, Gateway};
@@ -98,6 +99,15 @@ struct Start<'a> {
     local: bool,
 }
 
+/// Who a node is, and what it has to be that with.
+struct Somebody {
+    me: Arc<Me>,
+    membership: Arc<Membership>,
+    service: Arc<NodeService>,
+    mesh: Mesh,
+    log: OpenedLog<ClusterState>,
+}
+
 impl Start<'_> {
     /// Begins to speak to others. The mesh answers introductions before the log starts: others may be
     /// waiting for what this directory remembers of them.
@@ -110,7 +120,8 @@ impl Start<'_> {
             ClusterConfig::Local => Vec::new(),
             ClusterConfig::Mesh { seeds, .. } => seeds.clone(),
         };
-        let spec = spec_of(self.config, me, &self.places);
+        let reached = identity.identity.reached.clone();
+        let spec = NodeSpec { reached, ..spec_of(self.config, me, &self.places) };
         let membership =
             Membership::new(me.clone(), spec, identity, seeds, self.seams.seeds.clone(), self.local);
         let service = Arc::new(NodeService {
@@ -134,24 +145,26 @@ impl Start<'_> {
     }
 
     /// Speaks to others as whoever the directory says, or, where it is a copy, as a new node.
-    async fn be_somebody(
-        &self,
-        ground: &mut Ground,
-    ) -> Result<(Arc<Me>, Arc<Membership>, Arc<NodeService>, Mesh), NodeError> {
+    async fn be_somebody(&self, ground: &mut Ground) -> Result<Somebody, NodeError> {
         loop {
+            let node = ground.identity.identity.node();
+            let log = OpenedLog::open(ground.fs.clone(), &ground.dir, node).await?;
+            // Before this process hears of anything more.
+            ground.identity.update(|i| i.note_reached(log.reached()))?;
             let identity = &ground.identity.identity;
             let me = Me::new(Session { node: identity.node(), start: identity.start }, ground.boot);
             let fresh = IdentityFile::open(ground.fs.clone(), &ground.dir)?;
             let identity = std::mem::replace(&mut ground.identity, fresh);
             let (membership, service, mesh) = self.mesh(&me, identity).await?;
             if self.local || membership.identity().lock().identity.cluster.is_none() {
-                return Ok((me, membership, service, mesh));
+                return Ok(Somebody { me, membership, service, mesh, log });
             }
             if membership.start_seen(&mesh.peers).await.map_err(NodeError::Fatal)? < me.session().start {
                 membership.join_first(&mesh.peers).await.map_err(NodeError::Fatal)?;
-                return Ok((me, membership, service, mesh));
+                return Ok(Somebody { me, membership, service, mesh, log });
             }
             mesh.stop().await;
+            drop(log);
             ground.identity = IdentityFile::open(ground.fs.clone(), &ground.dir)?;
             set_aside(ground)?;
         }
@@ -162,6 +175,7 @@ impl Start<'_> {
             return Ok(None);
         }
         let (fs, dir, options) = (ground.fs.clone(), ground.dir.clone(), self.seams.store.clone());
+        let options = crate::store::Options { boot: ground.boot, ..options };
         let opened = blocking(move || LocalStore::open(fs, &dir, options));
         Ok(Some(Arc::new(opened.await.map_err(|e| NodeError::Fatal(e.to_string()))??)))
     }
@@ -189,11 +203,11 @@ impl Core {
             (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
         let local = matches!(config.cluster, ClusterConfig::Local);
         let start = Start { config, places, seams: &seams, tasks: tasks.clone(), local };
-        let (me, membership, service, mesh) = start.be_somebody(&mut ground).await?;
+        let Somebody { me, membership, service, mesh, log: opened } = start.be_somebody(&mut ground).await?;
         let store = start.store(&ground).await?;
         let net = Arc::new(MeshLogNet { peers: mesh.peers.clone(), membership: membership.clone() });
-        let (fs, clock) = (ground.fs.clone(), seams.clock.clone());
-        let log = ClusterLog::open(fs, &ground.dir, start.log_config(&me), net, clock.clone()).await?;
+        let clock = seams.clock.clone();
+        let log = ClusterLog::start(opened, start.log_config(&me), net, clock.clone()).await?;
         let (view, node) = (View::new(log.watch()), me.session().node);
         let lease = Arc::new(Lease::new(clock.clone()));
         let leader =
@@ -333,5 +347,6 @@ fn spec_of(config: &Config, me: &Me, places: &Places) -> NodeSpec {
         zone: config.node.zone.clone().unwrap_or_else(|| session.node.to_string()),
         vnodes: config.node.vnodes.max(1),
         gateway: config.node.gateway,
+        reached: Vec::new(),
     }
 }

@@ -76,6 +76,7 @@ pub(super) fn set_aside(ground: &mut Ground) -> Result<(), NodeError> {
     for entry in fs.list(&ground.dir).map_err(io)? {
         let name = &entry.name;
         let ours = name == "objects"
+            || name == "requests"
             || name.starts_with("intents.")
             || name.starts_with("seals.")
             || name.starts_with("log.");

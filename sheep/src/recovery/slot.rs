@@ -8,7 +8,9 @@ use bytes::Bytes;
 use prost::Message;
 use wire::frame::Payload;
 use wire::id::{Birth, Oid, Session, SlotIndex, Version};
-use wire::peer::{CatchUpRequest, LendReply, ListReply, Listed, ObjectRef, PullReply, Status, op};
+use wire::peer::{
+    AppliedRequest, CatchUpRequest, LendReply, ListReply, Listed, ObjectRef, PullReply, Status, op,
+};
 use wire::policy::Copies;
 
 use super::Recovery;
@@ -233,7 +235,7 @@ impl Pass<'_> {
             self.recovery.progress.bytes_done.fetch_add(bytes, Ordering::Relaxed);
             self.recovery.throttle.spend(bytes).await;
             if !reply.more {
-                self.finish(key, reply.version.into()).await?;
+                self.finish(key, reply.version.into(), reply.applied).await?;
                 self.recovery.progress.objects_done.fetch_add(1, Ordering::Relaxed);
                 return Ok(());
             }
@@ -293,15 +295,19 @@ impl Pass<'_> {
     }
 
     /// In the object's lane: the copy has the source's version, then the writes kept meanwhile are applied.
-    async fn finish(&self, key: ObjectKey, version: Version) -> Result<(), NotNow> {
-        self.recovery.replica.finish_pull(key, self.since, version).await.map_err(|_| NotNow)
+    async fn finish(
+        &self,
+        key: ObjectKey,
+        version: Version,
+        applied: Vec<AppliedRequest>,
+    ) -> Result<(), NotNow> {
+        self.recovery.replica.finish_pull(key, self.since, version, applied).await.map_err(|_| NotNow)
     }
 
     async fn remove(&self, name: Name) -> Result<(), NotNow> {
         let replica = self.recovery.replica.clone();
         let key = ObjectKey { copies: self.copies, slot: self.slot, oid: name.0, birth: name.1 };
-        let removed =
-            crate::machine::blocking(move || replica.store().remove(&key).map_err(|e| replica.status(e)));
+        let removed = crate::machine::blocking(move || replica.remove_copy(&key));
         removed.await.map_err(|_| NotNow)?.map_err(|_| NotNow)?;
         self.fill(|fill| fill.removed(name));
         Ok(())

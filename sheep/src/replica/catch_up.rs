@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use wire::frame::Payload;
 use wire::id::{SlotIndex, VdiId, Version};
-use wire::peer::{CatchUpRequest, LendReply, ListReply, Listed, PatchRequest, PullReply, Status};
+use wire::peer::{
+    AppliedRequest, CatchUpRequest, LendReply, ListReply, Listed, PatchRequest, PullReply, Status,
+};
 use wire::policy::Copies;
 
 use super::serve::unpack_blocks;
@@ -115,6 +117,10 @@ impl Replica {
             }
             blocks => blocks.map_err(|e| self.status(e))?,
         };
+        if !reply.more {
+            let gate = self.vdi(key.oid.creator());
+            reply.applied = gate.recent.lock().of_object((key.oid, key.birth));
+        }
         let mut data = BytesMut::with_capacity(present.len() * wire::checksum::BLOCK_SIZE);
         blocks.iter().filter_map(|b| b.data.as_ref()).for_each(|b| data.extend_from_slice(b));
         Ok((reply, Payload::new(0, data.freeze())))
@@ -190,6 +196,9 @@ impl Replica {
             self.store.accept_torn(&key, &request.accept).map_err(|e| self.status(e))?;
         }
         self.put_blocks(&key, &request.blocks, payload)?;
+        if let Some(list) = &request.applied {
+            self.adopt_requests(&key, &list.applied)?;
+        }
         self.store.set_version(&key, request.version.into()).map_err(|e| self.status(e))
     }
 
@@ -211,14 +220,25 @@ impl Replica {
         key: ObjectKey,
         since: u64,
         version: Version,
+        applied: Vec<AppliedRequest>,
     ) -> Result<(), Status> {
         let (done, result) = tokio::sync::oneshot::channel();
         let replica = self.clone();
-        self.lanes.submit(key, false, move || _ = done.send(replica.finish_pull_now(&key, since, version)));
+        self.lanes.submit(key, false, move || {
+            _ = done.send(replica.finish_pull_now(&key, since, version, &applied));
+        });
         result.await.unwrap_or(Err(Status::Stopping))
     }
 
-    fn finish_pull_now(&self, key: &ObjectKey, since: u64, version: Version) -> Result<(), Status> {
+    fn finish_pull_now(
+        &self,
+        key: &ObjectKey,
+        since: u64,
+        version: Version,
+        applied: &[AppliedRequest],
+    ) -> Result<(), Status> {
+        // Before the version: who has it is taken for equal, and believed what it says of requests.
+        self.adopt_requests(key, applied)?;
         self.store.set_version(key, version).map_err(|e| self.status(e))?;
         self.store.clear_suspect(key);
         let name = (key.oid, key.birth);
@@ -228,7 +248,8 @@ impl Replica {
             if newest <= version {
                 continue;
             }
-            if let Err(status) = self.apply(key, &write.request, write.data, write.crcs) {
+            let gate = self.vdi(write.request.fence.vdi());
+            if let Err(status) = self.apply(&gate, key, &write.request, write.data, write.crcs) {
                 self.with_fill(key.copies, key.slot, since, |fill| fill.gap(name, newest));
                 if !matches!(status, Status::Gap | Status::NotFound) {
                     return Err(status);

@@ -20,6 +20,8 @@ mod fill;
 mod lanes;
 mod recent;
 mod serve;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -29,8 +31,8 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use wire::id::{Birth, Generation, Oid, SlotIndex, VdiId, Version};
 use wire::peer::{
-    Fence, ListReply, Listed, ObjectRef, OnDisk, SealReply, SealRequest, Status, TableReply, Unsettled,
-    WriteKind, WriteReply, WriteRequest,
+    AppliedRequest, Fence, ListReply, Listed, ObjectRef, OnDisk, SealReply, SealRequest, Status, TableReply,
+    Unsettled, WriteKind, WriteReply, WriteRequest,
 };
 use wire::policy::Copies;
 
@@ -38,7 +40,7 @@ use crate::cluster::session::Me;
 use crate::cluster::slots::MemberState;
 use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
-use crate::store::{self, LocalStore, ObjectKey};
+use crate::store::{self, LocalStore, ObjectKey, Place};
 pub(crate) use fill::{Kept, SlotFill};
 use lanes::Lanes;
 use recent::{Recent, RecentWrites};
@@ -99,7 +101,7 @@ pub(crate) struct Replica {
 
 impl Replica {
     pub(crate) fn new(me: Arc<Me>, store: Arc<LocalStore>, view: View) -> Arc<Self> {
-        Arc::new(Self {
+        let replica = Arc::new(Self {
             me,
             store,
             view,
@@ -110,7 +112,51 @@ impl Replica {
             slot_gates: (0..SLOT_GATES).map(|_| RwLock::new(())).collect(),
             counters: Counters::default(),
             failed: tokio::sync::watch::channel(None).0,
-        })
+        });
+        replica.recall();
+        replica
+    }
+
+    /// Learns what an earlier process of this boot had applied. What its copy does not have is no longer kept.
+    fn recall(&self) {
+        for (place, applied) in self.store.take_found_requests() {
+            let held = key_of(&applied.object).ok().and_then(|key| self.store.version(&key).ok());
+            if held.is_some_and(|version| version >= applied.version.into()) {
+                let gate = self.vdi(applied.object.oid().creator());
+                let free = gate.recent.lock().adopt(&applied, Some(place));
+                self.store.free_requests(free);
+            } else {
+                self.erase([place]);
+            }
+        }
+    }
+
+    fn erase(&self, places: impl IntoIterator<Item = Place>) {
+        for place in places {
+            // A disk that fails is noticed by whoever writes to it next; a record that stays is told by its version.
+            if let Err(error) = self.store.erase_request(place) {
+                _ = self.status(error);
+            }
+        }
+    }
+
+    /// The requests of an object are those of a copy that is no more.
+    fn forget_requests(&self, key: &ObjectKey) {
+        let gate = self.vdi(key.oid.creator());
+        let places = gate.recent.lock().take((key.oid, key.birth));
+        self.erase(places);
+    }
+
+    /// This copy has applied exactly these requests, as far as they may come again.
+    fn adopt_requests(&self, key: &ObjectKey, applied: &[AppliedRequest]) -> Result<(), Status> {
+        self.forget_requests(key);
+        let gate = self.vdi(key.oid.creator());
+        for one in applied.iter().filter(|a| key_of(&a.object) == Ok(*key)) {
+            let place = self.store.keep_request(one).map_err(|e| self.status(e))?;
+            let free = gate.recent.lock().adopt(one, Some(place));
+            self.store.free_requests(free);
+        }
+        Ok(())
     }
 
     pub(crate) fn store(&self) -> &Arc<LocalStore> {
@@ -169,6 +215,10 @@ impl Replica {
         let Some(config) = state.slot(copies, slot) else { return Err(Status::Busy) };
         if fence.config < config.version {
             return Err(Status::StaleConfig);
+        }
+        // Who answers under a configuration knows it, and so who was taken out (slots.rs).
+        if fence.config > config.version {
+            return Err(Status::Busy);
         }
         match self.role(state, copies, slot) {
             // The asker knows a configuration with us in it that has not reached us yet.
@@ -286,7 +336,7 @@ impl Replica {
                 return Ok(WriteReply { version: request.version, deferred: true });
             }
         }
-        match self.apply(key, request, data, crcs) {
+        match self.apply(gate, key, request, data, crcs) {
             Err(Status::Gap | Status::NotFound) if may_gap => {
                 if let Role::CatchingUp(since) = role {
                     fill_of(&mut self.fills.lock(), key, since).gap(object, version);
@@ -294,27 +344,14 @@ impl Replica {
                 Ok(WriteReply { version: request.version, deferred: true })
             }
             Err(status) => Err(status),
-            Ok(version) => {
-                gate.recent.lock().note(
-                    request.fence.generation(),
-                    request.number,
-                    request.stable,
-                    request.inherited_done,
-                    Recent {
-                        object: request.object,
-                        offset: request.offset,
-                        version: request.version.into(),
-                        request: request.request,
-                    },
-                );
-                Ok(WriteReply { version: version.into(), deferred: false })
-            }
+            Ok(version) => Ok(WriteReply { version: version.into(), deferred: false }),
         }
     }
 
     /// Applies a write that follows the copy's version, or finds it applied already.
     fn apply(
         &self,
+        gate: &VdiGate,
         key: &ObjectKey,
         request: &WriteRequest,
         data: Bytes,
@@ -337,10 +374,39 @@ impl Replica {
             _ => return Err(Status::Invalid),
         };
         let write = store::Write { version, offset: request.offset.into(), kind };
+        // Kept before it is done: who finds a copy with this version finds the request too.
+        let place = match request.request {
+            Some(id) => {
+                let applied = AppliedRequest {
+                    request: id,
+                    object: request.object,
+                    offset: request.offset,
+                    version: request.version,
+                    number: request.number,
+                };
+                Some(self.store.keep_request(&applied).map_err(|e| self.status(e))?)
+            }
+            None => None,
+        };
         self.store.write(key, &write).map_err(|e| {
             self.note_wanted(&e);
+            self.erase(place);
             self.status(e)
         })?;
+        let free = gate.recent.lock().note(
+            request.fence.generation(),
+            request.number,
+            request.stable,
+            request.inherited_done,
+            Recent {
+                object: request.object,
+                offset: request.offset,
+                version,
+                request: request.request,
+                place,
+            },
+        );
+        self.store.free_requests(free);
         self.counters.writes.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes_written.fetch_add(request.len.into(), Ordering::Relaxed);
         Ok(version)
@@ -377,6 +443,12 @@ impl Replica {
         if let Role::CatchingUp(since) = self.check(&state, fence, Some((key.copies, key.slot)))? {
             fill_of(&mut self.fills.lock(), key, since).removed((key.oid, key.birth));
         }
+        self.remove_copy(key)
+    }
+
+    /// Removes this node's copy of an object, and what is remembered of it. Blocks.
+    pub(crate) fn remove_copy(&self, key: &ObjectKey) -> Result<(), Status> {
+        self.forget_requests(key);
         self.store.remove(key).map(drop).map_err(|e| self.status(e))
     }
 
@@ -490,7 +562,12 @@ impl Replica {
 
     /// Makes everything of a VDI durable. Blocks.
     pub(crate) fn flush(&self, fence: &Fence) -> Result<(), Status> {
-        self.check(&self.view.state(), fence, None)?;
+        let state = self.view.state();
+        self.check(&state, fence, None)?;
+        // As with a write: who is left must know who was taken out.
+        if state.epoch().0 < fence.epoch {
+            return Err(Status::Busy);
+        }
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
         self.store.flush_vdi(fence.vdi()).map_err(|e| self.status(e))
     }
@@ -525,7 +602,8 @@ impl Replica {
 
     /// Forgets what is known of a deleted VDI.
     pub(crate) fn forget_vdi(&self, vdi: VdiId) {
-        self.vdis.lock().remove(&vdi);
+        let gate = self.vdis.lock().remove(&vdi);
+        self.store.free_requests(gate.into_iter().flat_map(|gate| gate.recent.lock().places()));
     }
 
     /// Runs `f` on the slot's fill, made anew if the node has begun to catch up since.

@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 
 use super::oracle::{Oracle, SECTOR, Stamp};
 use super::process::Running;
-use super::world::Story;
+use super::world::{Story, watched_sector};
 use crate::nbd::{ClientInfo, Export, Exports, IoError, Segment, WriteFlags, ZeroFlags};
 use wire::name::ExportName;
 
@@ -122,10 +122,19 @@ impl Client {
 
     async fn write(&mut self, first: u64, count: u64) -> Result<(), IoError> {
         let begun = self.desk.oracle.lock().write(first, count, false);
+        self.tell(first, count, || format!("sends {}", begun.stamp));
         let flags = WriteFlags { fua: self.rng.random_bool(0.1) };
         self.export.write(first * SECTOR as u64, fill(begun.stamp, first, count), flags).await?;
         self.desk.oracle.lock().acknowledge(&begun, flags.fua);
+        self.tell(first, count, || format!("has written {}", begun.stamp));
         Ok(())
+    }
+
+    /// Tells what is done to the sector that is watched.
+    fn tell(&self, first: u64, count: u64, what: impl FnOnce() -> String) {
+        if watched_sector().is_some_and(|s| (first..first + count).contains(&s)) {
+            self.desk.story.aside(format!("{} {}", self.name, what()));
+        }
     }
 
     /// Reads sectors and has the oracle judge them.
@@ -141,6 +150,7 @@ impl Client {
         }
         let mut oracle = self.desk.oracle.lock();
         for (index, sector) in (first..).zip(bytes.chunks(SECTOR)) {
+            self.tell(index, 1, || format!("has read {:?}", stamp_of(sector, index)));
             oracle.read(index, stamp_of(sector, index), from);
         }
         Ok(())

@@ -9,6 +9,7 @@ use super::client::{Desk, VDI};
 use super::net::Machine;
 use super::world::World;
 use crate::cluster::slots::MemberState;
+use crate::mutant::Mutant;
 
 /// Something that goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,9 +79,17 @@ const NEVER: u64 = 1 << 40;
 /// Which faults have happened, how often.
 pub(super) type Fired = BTreeMap<Fault, u64>;
 
+/// What may go wrong: all of it, or, so that a mutant shows soon, what it takes to bring it out.
+pub(super) fn faults_for(mutant: Option<Mutant>) -> &'static [Fault] {
+    match mutant {
+        Some(Mutant::BelieveAnyone) => &[Fault::Pause, Fault::IsolateOwner, Fault::Mute, Fault::Isolate],
+        _ => &Fault::ALL,
+    }
+}
+
 /// Makes something go wrong now.
-pub(super) fn strike(world: &mut World, desk: &Desk, fired: &mut Fired) {
-    let fault = Fault::ALL[world.rng.random_range(0..Fault::ALL.len())];
+pub(super) fn strike(world: &mut World, desk: &Desk, fired: &mut Fired, among: &[Fault]) {
+    let fault = among[world.rng.random_range(0..among.len())];
     let victim = match fault {
         Fault::KillLeader => leader(world),
         Fault::KillOwner | Fault::IsolateOwner => owner(world),
@@ -208,7 +217,12 @@ fn lose_power(world: &mut World, desk: &Desk, victims: &[Machine]) {
             boots.contains(&m.boot) || spec.is_some_and(|s| boots.contains(&s.boot))
         });
         if !kept {
-            let eligible = config.eligible.iter().any(|e| boots.contains(&e.boot));
+            let unknown = |since| {
+                let mut set = config.members.iter().filter(|m| m.state == MemberState::InSync);
+                set.any(|m| world.is_behind(m.session, since))
+            };
+            let mut eligible = config.eligible.iter().filter(|e| boots.contains(&e.boot));
+            let eligible = eligible.any(|e| e.since == 0 || unknown(e.since));
             (blurred, ruined) = (blurred || eligible, ruined || !eligible);
         }
     }

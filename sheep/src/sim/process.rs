@@ -18,6 +18,7 @@ use wire::address::Address;
 use wire::peer::IntroduceMessage;
 
 use super::net::{Card, Machine, address};
+use crate::admin::Host as _;
 use crate::cluster::clock::Clock;
 use crate::cluster::view::View;
 use crate::config::{ClusterConfig, Config, LogConfig, NbdConfig, NodeConfig, Timing};
@@ -32,7 +33,7 @@ use crate::replica::Replica;
 use crate::service::NodeService;
 use crate::store::{FileSystem, Options, SimFs};
 use tokio_util::sync::CancellationToken;
-use wire::id::NodeId;
+use wire::id::{NodeId, Session};
 use wire::policy::Copies;
 
 const MESH: u16 = 7001;
@@ -52,6 +53,12 @@ pub(super) struct Running {
 }
 
 impl Running {
+    /// The session with which the process began.
+    pub(super) fn process(&self) -> Session {
+        let spec = self.host.spec();
+        Session { node: spec.session.node, start: spec.process }
+    }
+
     pub(super) fn view(&self) -> &View {
         &self.ring.view
     }

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use rand::Rng;
 
 use super::client::{Client, Desk, SIZE, VDI};
-use super::fault::{self, Fired};
+use super::fault::{self, Fault, Fired};
 use super::net::Machine;
 use super::oracle::{Counts, Oracle};
 use super::world::{Story, World};
@@ -44,11 +44,16 @@ pub(super) fn run(seed: u64, mutant: Option<Mutant>, aloud: bool) -> Outcome {
         plant(mutant);
         let panics = Arc::new(Mutex::new(Vec::new()));
         let seen = panics.clone();
-        std::panic::set_hook(Box::new(move |info| seen.lock().push(format!("a panic: {info}"))));
         let story = Story::new(aloud);
+        let told = story.clone();
+        std::panic::set_hook(Box::new(move |info| {
+            told.aside(format!("a panic: {info}"));
+            seen.lock().push(format!("a panic: {info}"));
+        }));
         let mut outcome = Outcome::default();
         let whole = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            Simulation::found(seed, story.clone()).and_then(|mut s| s.live(&mut outcome))
+            Simulation::found(seed, story.clone())
+                .and_then(|mut s| s.live(&mut outcome, fault::faults_for(mutant)))
         }));
         match whole {
             Ok(Ok(())) | Err(_) => {}
@@ -129,8 +134,9 @@ impl Simulation {
         Ok(Self { world, desk, copies, clients, working: true })
     }
 
-    fn live(&mut self, outcome: &mut Outcome) -> Result<(), String> {
-        let done = self.suffer(&mut outcome.fired).and_then(|()| self.heal()).and_then(|()| self.look());
+    fn live(&mut self, outcome: &mut Outcome, faults: &[Fault]) -> Result<(), String> {
+        let done =
+            self.suffer(&mut outcome.fired, faults).and_then(|()| self.heal()).and_then(|()| self.look());
         let mut oracle = self.desk.oracle.lock();
         outcome.broken.append(&mut oracle.broken);
         outcome.counts = oracle.counts;
@@ -179,11 +185,11 @@ impl Simulation {
         Ok(())
     }
 
-    fn suffer(&mut self, fired: &mut Fired) -> Result<(), String> {
+    fn suffer(&mut self, fired: &mut Fired, faults: &[Fault]) -> Result<(), String> {
         self.pass(Duration::from_millis(400))?;
         for _ in 0..self.world.rng.random_range(3..=6) {
             for _ in 0..self.world.rng.random_range(1..=3) {
-                fault::strike(&mut self.world, &self.desk, fired);
+                fault::strike(&mut self.world, &self.desk, fired, faults);
                 let time = self.world.rng.random_range(0..1_500);
                 self.pass(Duration::from_millis(time))?;
             }

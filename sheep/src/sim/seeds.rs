@@ -197,13 +197,14 @@ fn a_seed_repeats_itself() {
 }
 
 /// Each mutant, and within how many seeds from the first it has to be caught.
-const CAUGHT_WITHIN: [(Mutant, u64); 6] = [
+const CAUGHT_WITHIN: [(Mutant, u64); 7] = [
     (Mutant::AckAtOne, 20),
     (Mutant::NoSeal, 20),
     (Mutant::NoLeaseCheck, 50),
     (Mutant::FlushSkips, 50),
     (Mutant::AdmitEarly, 10),
     (Mutant::ApplyTwice, 10),
+    (Mutant::BelieveAnyone, 60),
 ];
 
 #[test]

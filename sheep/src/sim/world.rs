@@ -1,5 +1,6 @@
 //! All machines, and time: one thread lets each process run a millisecond, in an order drawn anew each time.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,11 +11,13 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use super::net::{Machine, Wires};
+use super::oracle::SECTOR;
 use super::process::{Plan, Process, Running};
 use crate::cluster::slots::MemberState;
-use crate::cluster::state::ClusterState;
+use crate::cluster::state::{ClusterState, OBJECT_SIZE};
 use crate::machine::simulated;
 use crate::store::SimFs;
+use wire::id::{Oid, Session, VdiId};
 
 /// How long each process runs before the next.
 pub(super) const TICK: Duration = Duration::from_millis(1);
@@ -62,6 +65,8 @@ pub(super) struct World {
     /// The newest state that anybody has ever applied.
     pub(super) known: Option<Arc<ClusterState>>,
     known_at: u64,
+    /// How far the log of each process, named by its first session, had come when it was last looked at.
+    reached: BTreeMap<Session, u64>,
     boot: u128,
     order: Vec<Machine>,
 }
@@ -92,6 +97,14 @@ impl Story {
         story.lines.push(line);
     }
 
+    /// Tells whoever looks into this one seed something that is no part of the story.
+    pub(super) fn aside(&self, line: impl AsRef<str>) {
+        let story = self.0.lock();
+        if story.aloud {
+            println!("{:>9.3} ({})", story.now.as_secs_f64(), line.as_ref());
+        }
+    }
+
     /// A checksum of all of it, and how many lines.
     pub(super) fn sum(&self) -> (u32, usize) {
         let story = self.0.lock();
@@ -101,6 +114,11 @@ impl Story {
     pub(super) fn time(&self) -> Duration {
         self.0.lock().now
     }
+}
+
+/// The sector that whoever looks into a seed wants to know of: `SECTOR=n`.
+pub(super) fn watched_sector() -> Option<u64> {
+    std::env::var("SECTOR").ok()?.parse().ok()
 }
 
 impl World {
@@ -116,6 +134,7 @@ impl World {
             story,
             known: None,
             known_at: 0,
+            reached: BTreeMap::new(),
             boot: 0,
             order: (0..all).collect(),
             rng,
@@ -247,6 +266,12 @@ impl World {
         self.note_state();
     }
 
+    /// Whether a session's log has not come to `index`, as far as its process got.
+    pub(super) fn is_behind(&self, session: Session, index: u64) -> bool {
+        let first = Session { node: session.node, start: 0 };
+        self.reached.range(first..=session).next_back().is_some_and(|(_, reached)| *reached < index)
+    }
+
     /// Boots of the machines that have power.
     pub(super) fn boots(&self) -> Vec<u128> {
         self.hosts.iter().filter(|h| h.powered).map(|h| h.plan.boot).collect()
@@ -255,10 +280,45 @@ impl World {
     fn note_state(&mut self) {
         for machine in 0..self.hosts.len() {
             let Some(running) = self.running(machine) else { continue };
+            self.reached.insert(running.process(), running.ring.log.metrics().last_index);
             let applied = running.view().applied();
             if applied.index > self.known_at {
+                self.tell_slot(&applied.state);
                 (self.known, self.known_at) = (Some(applied.state), applied.index);
             }
+        }
+    }
+
+    /// Tells what becomes of the slot of a sector that whoever looks into a seed wants to know of: `SECTOR=n`.
+    fn tell_slot(&self, state: &ClusterState) {
+        let Some(sector) = watched_sector() else { return };
+        let slot = state.slot_of(Oid::data(VdiId(1), sector * SECTOR as u64 / OBJECT_SIZE as u64));
+        let of = |state: &ClusterState| {
+            let config = state.slots().find(|(_, s, _)| *s == slot).map(|(_, _, config)| config.clone());
+            let owners: Vec<_> = state.vdis().map(|v| (v.owner.session, v.owner.generation)).collect();
+            (config, owners)
+        };
+        let now = of(state);
+        if self.known.as_ref().is_none_or(|known| of(known) != now) {
+            let config = now.0.as_deref();
+            let members: Vec<String> = config
+                .into_iter()
+                .flat_map(|c| &c.members)
+                .map(|m| format!("{} {:?} boot {} reached {:?}", m.session, m.state, m.boot >> 64, m.reached))
+                .collect();
+            let eligible: Vec<String> = config
+                .into_iter()
+                .flat_map(|c| &c.eligible)
+                .map(|e| format!("{} boot {} since {}", e.node, e.boot >> 64, e.since))
+                .collect();
+            let version = config.map(|c| c.version);
+            let nodes: Vec<_> =
+                state.nodes().map(|n| (n.spec.session, n.status, n.spec.reached.clone())).collect();
+            self.story.aside(format!("nodes {nodes:?}"));
+            self.story.aside(format!(
+                "slot {slot} {version:?}: {members:?} eligible {eligible:?} owners {:?}",
+                now.1
+            ));
         }
     }
 

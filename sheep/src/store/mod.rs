@@ -8,6 +8,7 @@
 //! objects/r<copies>/<slot, 5 digits>/<oid>.<birth>    one object; its bytes are in `format.rs`
 //! objects/tmp/                                        objects being created
 //! intents.<n>   seals.<n>                             two small logs, in `intent.rs` and `seal.rs`
+//! requests                                            what clients may send again, in `requests.rs`
 //! ```
 //!
 //! What it keeps, whatever crashes, cuts of power and failures of the disk do:
@@ -41,6 +42,7 @@ mod open;
 mod read;
 mod real;
 mod repair;
+mod requests;
 mod seal;
 mod sim;
 #[cfg(test)]
@@ -58,5 +60,6 @@ pub use open::{LocalStore, Options};
 pub use read::{ReadOut, Segment};
 pub use real::RealFs;
 pub use repair::BlockCopy;
+pub(crate) use requests::Place;
 pub use sim::{SimFs, Verb};
 pub use write::{Write, WriteKind};

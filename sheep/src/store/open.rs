@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use wire::id::{Generation, SlotIndex, VdiId};
+use wire::peer::AppliedRequest;
 use wire::policy::Copies;
 
 use super::cache::{Cache, Content, Open, OpenState};
@@ -16,6 +17,7 @@ use super::intent::{self, ALL, Intents};
 use super::io::{File, FileSystem, Space};
 use super::key::{self, ObjectKey};
 use super::log::{AppendLog, LogKind};
+use super::requests::{Place, Requests};
 use super::seal::Seals;
 
 const FORMAT_TEXT: &[u8] = b"sheepdog objects 1\n";
@@ -27,13 +29,15 @@ pub struct Options {
     pub open_objects_max: usize,
     /// Bytes of block tables kept in memory. Default 48 MiB.
     pub table_bytes_max: usize,
+    /// The boot of the machine. What was kept for the process alone counts for no other. Default 0.
+    pub boot: u128,
     /// Threads that sync objects side by side in one flush. Default 8; 1 makes a simulation repeatable.
     pub flush_threads: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { open_objects_max: 4096, table_bytes_max: 48 << 20, flush_threads: 8 }
+        Self { open_objects_max: 4096, table_bytes_max: 48 << 20, boot: 0, flush_threads: 8 }
     }
 }
 
@@ -45,6 +49,8 @@ pub struct LocalStore {
     pub(super) cache: Cache,
     pub(super) intents: Intents,
     seals: Seals,
+    requests: Requests,
+    found_requests: Mutex<Vec<(Place, AppliedRequest)>>,
     /// Slots that have a directory, or soon will.
     pub(super) slots: Mutex<HashMap<(Copies, SlotIndex), Arc<SlotDir>>>,
     /// Keys being created or removed: one thread at a time each.
@@ -129,6 +135,7 @@ impl LocalStore {
             tracing::error!(damage, "the write intents are lost: every object has to be settled");
             suspects = present.values().flatten().map(|key| (*key, ALL)).collect();
         }
+        let (requests, found_requests) = Requests::open(&*fs, dir, options.boot)?;
         let unsynced: Vec<ObjectKey> = suspects.keys().copied().collect();
         let intents = Intents::open(fs.clone(), dir, number, suspects)?;
         if !founded {
@@ -152,6 +159,8 @@ impl LocalStore {
             cache,
             intents,
             seals,
+            requests,
+            found_requests: Mutex::new(found_requests),
             slots,
             busy: Mutex::default(),
             idle: Condvar::new(),
@@ -180,6 +189,27 @@ impl LocalStore {
     pub fn forget_seal(&self, vdi: VdiId) -> Result<(), Error> {
         self.check_alive()?;
         self.seals.forget(vdi).map_err(|e| self.poison_if(e, self.seals.failure()))
+    }
+
+    /// Keeps a client request that is about to be applied. It survives the process, though not a loss of power.
+    pub(crate) fn keep_request(&self, applied: &AppliedRequest) -> Result<Place, Error> {
+        self.check_alive()?;
+        self.requests.keep(applied)
+    }
+
+    /// Requests that can no longer come again.
+    pub(crate) fn free_requests(&self, places: impl IntoIterator<Item = Place>) {
+        self.requests.free(places);
+    }
+
+    /// Forgets a request that the copy has not applied after all.
+    pub(crate) fn erase_request(&self, place: Place) -> Result<(), Error> {
+        self.requests.erase(place)
+    }
+
+    /// What an earlier process kept; the first time it is asked for.
+    pub(crate) fn take_found_requests(&self) -> Vec<(Place, AppliedRequest)> {
+        std::mem::take(&mut *self.found_requests.lock())
     }
 
     /// The space of the disk.

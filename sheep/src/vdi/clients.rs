@@ -53,6 +53,8 @@ struct Table {
     revoked: HashSet<(Session, u64)>,
     /// By process: node and the start counter with which it began.
     gateways: HashMap<Session, Gateway>,
+    /// Writes that have ended of requests of this node's own gateway which have not.
+    own: HashMap<u64, Vec<u64>>,
 }
 
 /// Connections and requests at an owner.
@@ -224,6 +226,23 @@ impl Clients {
         }
     }
 
+    /// A request of this node's own gateway begins. Until it ends all of it may come again, through another owner.
+    pub(crate) fn begin_own(&self, request: RequestId) {
+        self.table.lock().own.insert(request.number, Vec::new());
+    }
+
+    /// Keeps a write's number open until the request of this node's gateway has ended. False if that has happened.
+    pub(crate) fn keep_own_number(&self, request: RequestId, number: u64) -> bool {
+        let mut table = self.table.lock();
+        let numbers = table.own.get_mut(&request.number);
+        numbers.map(|numbers| numbers.push(number)).is_some()
+    }
+
+    /// A request of this node's own gateway has ended. Returns the numbers of its writes.
+    pub(crate) fn end_own(&self, request: RequestId) -> Vec<u64> {
+        self.table.lock().own.remove(&request.number).unwrap_or_default()
+    }
+
     /// Processes of gateways some of whose requests are kept here. One that goes on says with its next
     /// request what it has answered.
     pub(crate) fn unanswered(&self) -> Vec<Session> {
@@ -282,6 +301,16 @@ mod tests {
         assert!(clients.unanswered().is_empty());
         assert!(matches!(clients.arrive(request(5), 4, &mut freed), Arrival::Late));
         assert_eq!(clients.answered(&request(5)), 6);
+    }
+
+    #[test]
+    fn all_of_a_request_of_the_own_gateway_stays_open_until_it_ends() {
+        let clients = Clients::default();
+        clients.begin_own(request(5));
+        assert!(clients.keep_own_number(request(5), 77));
+        assert!(clients.keep_own_number(request(5), 78));
+        assert_eq!(clients.end_own(request(5)), [77, 78]);
+        assert!(!clients.keep_own_number(request(5), 79));
     }
 
     #[tokio::test]

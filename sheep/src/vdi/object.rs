@@ -70,7 +70,7 @@ impl Object {
     }
 }
 
-type MemberResult = (Session, Result<WriteReply, Failure>);
+type MemberResult = (Session, u64, Result<WriteReply, Failure>);
 
 impl Owner {
     /// The slot's configuration as requests are to name it, or who is missing.
@@ -200,7 +200,8 @@ impl Owner {
             };
             *newest = version;
             for member in &config.members {
-                sent.push((member.session, self.context.send_write(member.session, &message, &payload)));
+                let under_way = self.context.send_write(member.session, &message, &payload);
+                sent.push((member.session, config.version, under_way));
             }
         }
         let number = message.number;
@@ -237,24 +238,29 @@ impl Owner {
         self.all_members(SlotIndex(name.slot), Vec::new(), op == op::CREATE, send).await.map(drop)
     }
 
-    /// Waits until all members of the slot's current configuration have answered, sending (again) to those
-    /// that have not; returns them. A full disk is waited for, unless nothing depends on the object yet.
+    /// Waits until all members of the slot's current configuration have answered under it, sending (again) to
+    /// those that have not; returns them. A full disk is waited for, unless nothing depends on the object yet.
     async fn all_members(
         &self,
         slot: SlotIndex,
-        sent: Vec<(Session, Sent)>,
+        sent: Vec<(Session, u64, Sent)>,
         give_up_when_full: bool,
         mut send: impl FnMut(Session, u64) -> Sent,
     ) -> Result<Vec<Session>, IoFailure> {
-        let mut done: Vec<Session> = Vec::with_capacity(sent.len());
+        // Under which configuration each has answered. Who answers knows it: an answer that is older says nothing
+        // of what its giver will remember if it dies before it hears who was taken out (slots.rs).
+        let mut done: Vec<(Session, u64)> = Vec::with_capacity(sent.len());
+        let is_done = |done: &[(Session, u64)], session: Session, version: u64| {
+            done.iter().any(|(s, v)| *s == session && *v >= version)
+        };
         let mut under_way: Vec<Session> = Vec::with_capacity(sent.len());
         let mut pending: FuturesUnordered<BoxFuture<'static, MemberResult>> = FuturesUnordered::new();
-        for (session, sent) in sent {
+        for (session, version, sent) in sent {
             match sent {
-                Sent::Done(Ok(_)) => done.push(session),
+                Sent::Done(Ok(_)) => done.push((session, version)),
                 sent => {
                     under_way.push(session);
-                    pending.push(answered_or_rested(session, sent).boxed());
+                    pending.push(answered_or_rested(session, version, sent).boxed());
                 }
             }
         }
@@ -270,24 +276,25 @@ impl Owner {
                 Some(config) => {
                     waiting = None;
                     for member in &config.members {
-                        if !done.contains(&member.session) && !under_way.contains(&member.session) {
-                            under_way.push(member.session);
-                            let sent = send(member.session, config.version);
-                            pending.push(answered_or_rested(member.session, sent).boxed());
+                        let (session, version) = (member.session, config.version);
+                        if !is_done(&done, session, version) && !under_way.contains(&session) {
+                            under_way.push(session);
+                            let sent = send(session, version);
+                            pending.push(answered_or_rested(session, version, sent).boxed());
                         }
                     }
                     let early = planted(Mutant::AckAtOne) && !done.is_empty();
-                    if early || config.members.iter().all(|m| done.contains(&m.session)) {
-                        return Ok(done);
+                    if early || config.members.iter().all(|m| is_done(&done, m.session, config.version)) {
+                        return Ok(done.into_iter().map(|(session, _)| session).collect());
                     }
                 }
             }
             tokio::select! {
                 // Cancel-safe: `next` only takes what is ready, `changed` only marks as seen.
-                Some((session, result)) = pending.next(), if !pending.is_empty() => {
+                Some((session, version, result)) = pending.next(), if !pending.is_empty() => {
                     under_way.retain(|s| *s != session);
                     match result {
-                        Ok(_) => done.push(session),
+                        Ok(_) => done.push((session, version)),
                         Err(Failure::Status(Status::NoSpace)) if give_up_when_full => {
                             return Err(IoFailure::NoSpace);
                         }
@@ -468,7 +475,7 @@ fn replica_is_in_sync(owner: &Owner, object: &Object) -> Result<bool, IoFailure>
 }
 
 /// A member's answer; after a refusal or a lost connection only when it makes sense to send again.
-async fn answered_or_rested(session: Session, sent: Sent) -> MemberResult {
+async fn answered_or_rested(session: Session, version: u64, sent: Sent) -> MemberResult {
     let result = sent.result().await;
     if let Err(failure) = &result {
         let delay = match failure {
@@ -477,7 +484,7 @@ async fn answered_or_rested(session: Session, sent: Sent) -> MemberResult {
         };
         tokio::time::sleep(delay).await;
     }
-    (session, result)
+    (session, version, result)
 }
 
 /// The segments of a READ's answer, if it is well formed and its bytes match their checksums.

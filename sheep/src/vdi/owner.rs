@@ -86,6 +86,8 @@ pub(crate) struct Owner {
     pub(super) doomed: Mutex<Vec<ObjectRef>>,
     /// Client requests that an earlier owner had applied.
     inherited: Mutex<HashMap<(RequestId, ObjectRef, u32), ()>>,
+    /// Whether that is all of them.
+    inherited_all: AtomicBool,
     inherited_done: AtomicBool,
     waiting: Arc<AtomicU32>,
     pub(super) admission: RwLock<()>,
@@ -94,6 +96,19 @@ pub(crate) struct Owner {
     /// Who knows that this generation's takeover is done.
     told: Mutex<HashSet<Session>>,
     damaged: Mutex<HashSet<ObjectRef>>,
+}
+
+/// A request of this node's own gateway under way.
+pub(crate) struct OwnRequest<'a> {
+    owner: &'a Owner,
+    request: RequestId,
+}
+
+impl Drop for OwnRequest<'_> {
+    fn drop(&mut self) {
+        let numbers = self.owner.clients.end_own(self.request);
+        numbers.into_iter().for_each(|number| self.owner.stability.end(number));
+    }
 }
 
 /// Counts as long as something waits for copies to come back.
@@ -125,6 +140,7 @@ impl Owner {
             flush_tickets: AtomicU64::new(0),
             doomed: Mutex::default(),
             inherited: Mutex::default(),
+            inherited_all: AtomicBool::new(false),
             inherited_done: AtomicBool::new(false),
             waiting: Arc::default(),
             admission: RwLock::new(()),
@@ -220,11 +236,12 @@ impl Owner {
         Birth::new(self.generation, counter).ok_or(IoFailure::NoSpace)
     }
 
-    /// Learns what an earlier owner had applied for clients that may send it again.
-    pub(crate) fn inherit(&self, applied: impl IntoIterator<Item = AppliedRequest>) {
+    /// Learns what an earlier owner had applied for clients that may send it again; `complete` if that is all.
+    pub(crate) fn inherit(&self, applied: impl IntoIterator<Item = AppliedRequest>, complete: bool) {
         let mut inherited = self.inherited.lock();
         inherited.extend(applied.into_iter().map(|a| ((a.request, a.object, a.offset), ())));
-        self.inherited_done.store(inherited.is_empty(), Ordering::Release);
+        self.inherited_all.store(complete, Ordering::Release);
+        self.inherited_done.store(complete && inherited.is_empty(), Ordering::Release);
     }
 
     /// Whether an earlier owner has applied this part of a request everywhere.
@@ -243,7 +260,8 @@ impl Owner {
         }
         let mut inherited = self.inherited.lock();
         inherited.retain(|(id, _, _), ()| !gone(id));
-        self.inherited_done.store(inherited.is_empty(), Ordering::Release);
+        let complete = self.inherited_all.load(Ordering::Acquire);
+        self.inherited_done.store(complete && inherited.is_empty(), Ordering::Release);
     }
 
     /// Processes of gateways whose inherited requests may still come again.
@@ -254,15 +272,23 @@ impl Owner {
 
     /// A write has come to its end at every member.
     pub(crate) fn finished(&self, number: u64, request: Option<RequestId>) {
-        match request.filter(|r| self.clients.is_remote(r, self.context.me())) {
+        let kept = request.is_some_and(|request| {
             // The gateway may still send it again.
-            Some(request) => {
-                if !self.clients.keep_number(request, number) {
-                    self.stability.end(number);
-                }
+            if self.clients.is_remote(&request, self.context.me()) {
+                self.clients.keep_number(request, number)
+            } else {
+                self.clients.keep_own_number(request, number)
             }
-            None => self.stability.end(number),
+        });
+        if !kept {
+            self.stability.end(number);
         }
+    }
+
+    /// A request of this node's own gateway begins; it ends with what is returned.
+    pub(crate) fn begin_own(&self, request: RequestId) -> OwnRequest<'_> {
+        self.clients.begin_own(request);
+        OwnRequest { owner: self, request }
     }
 
     fn cell(&self, index: u64) -> Arc<Cell> {

@@ -14,7 +14,7 @@ use wire::frame::Payload;
 use wire::id::{Generation, Session, VdiId};
 use wire::peer::{AnsweredReply, AnsweredRequest, Status, op};
 
-use super::context::Context;
+use super::context::{Context, RETRY_DELAY};
 use super::owner::Owner;
 use crate::cluster::entry::ClusterEntry;
 use crate::cluster::log::ProposeError;
@@ -225,6 +225,7 @@ impl Owners {
                     if owner.current().is_err() {
                         return true;
                     }
+                    self.context.view.change(RETRY_DELAY).await;
                 }
             }
         }

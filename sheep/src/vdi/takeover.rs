@@ -7,7 +7,9 @@
 //!    from another copy; if it is torn everywhere, what is there becomes the block: old or new, by sector.
 //!    What an in-sync copy may have lost gets a version of this generation, so that no copy outside the set
 //!    passes for equal because it has the version that was there before.
-//! 3. Everybody is told that the generation is settled. Only then requests begin.
+//! 3. Of the client requests that were applied only those count that an in-sync copy names, and each in-sync copy
+//!    of the object is told of all of them: what another copy has may be gone, or never have been anywhere else.
+//! 4. Everybody is told that the generation is settled. Only then requests begin.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,8 +20,8 @@ use wire::checksum::BLOCK_SIZE;
 use wire::frame::Payload;
 use wire::id::{ObjectKind, Session, SlotIndex, Version};
 use wire::peer::{
-    Fence, ObjectRef, ObjectRequest, PatchRequest, ReadReply, SealReply, SealRequest, Status, TableReply,
-    VdiRequest, op,
+    AppliedList, AppliedRequest, Fence, ObjectRef, ObjectRequest, PatchRequest, ReadReply, SealReply,
+    SealRequest, Status, TableReply, VdiRequest, op,
 };
 
 use super::context::{Failure, LOOK_AGAIN, RETRY_DELAY};
@@ -41,6 +43,33 @@ struct Copy {
     version: Version,
     table: Vec<BlockEntry>,
     damaged: HashSet<u32>,
+}
+
+/// What the holders say of an object.
+struct Told {
+    object: ObjectRef,
+    /// Holders whose copies a crash may have touched.
+    suspects: Vec<Session>,
+    /// Requests that a holder has applied and that may come again.
+    applied: Vec<(Session, AppliedRequest)>,
+}
+
+/// What came of making the copies of an object the same.
+pub(crate) enum Outcome {
+    /// They are, as far as it goes.
+    Settled(Settled),
+    /// There is no such object.
+    Gone,
+    /// Nobody in sync is there at present. The slot waits, and when it resumes every VDI is taken over anew.
+    Waits,
+}
+
+/// An object whose in-sync copies are the same.
+pub(crate) struct Settled {
+    version: Version,
+    /// The version before it got one of this generation.
+    had: Version,
+    holders: Vec<Session>,
 }
 
 /// Why a member's copy cannot be compared.
@@ -73,40 +102,44 @@ impl Owner {
     pub(crate) async fn take_over(self: &Arc<Self>) -> Result<(), IoFailure> {
         let began = std::time::Instant::now();
         let replies = if planted(Mutant::NoSeal) { HashMap::new() } else { self.seal_everywhere().await? };
-        let mut objects: BTreeMap<(u128, u64), (ObjectRef, Vec<Session>)> = BTreeMap::new();
-        let mut applied = Vec::new();
-        for (holder, reply) in replies {
-            for unsettled in reply.unsettled {
-                let key = (unsettled.object.oid().0, unsettled.object.birth);
-                let known = objects.entry(key).or_insert((unsettled.object, Vec::new()));
-                known.1.extend(unsettled.suspect.then_some(holder));
+        let mut objects: BTreeMap<(u128, u64), Told> = BTreeMap::new();
+        for (holder, reply) in &replies {
+            for unsettled in &reply.unsettled {
+                let object = unsettled.object;
+                let told = Told { object, suspects: Vec::new(), applied: Vec::new() };
+                let told = objects.entry((object.oid().0, object.birth)).or_insert(told);
+                told.suspects.extend(unsettled.suspect.then_some(*holder));
             }
-            applied.extend(reply.applied);
+        }
+        for (holder, reply) in &replies {
+            for applied in &reply.applied {
+                if let Some(told) = objects.get_mut(&(applied.object.oid().0, applied.object.birth)) {
+                    told.applied.push((*holder, *applied));
+                }
+            }
         }
         let count = objects.len();
-        let mut settled: HashMap<ObjectRef, Version> = HashMap::new();
         // The map's pages from the root down: whether an object was ever there is asked of the map.
         let (mut pages, data): (Vec<_>, Vec<_>) =
-            objects.into_values().partition(|(o, _)| o.oid().kind() == Some(ObjectKind::Map));
-        pages.sort_by_key(|(o, _)| std::cmp::Reverse(o.oid().index() >> 48));
-        for (object, suspects) in pages {
-            settled.extend(self.settle(object, &suspects).await?.map(|v| (object, v)));
+            objects.into_values().partition(|told| told.object.oid().kind() == Some(ObjectKind::Map));
+        pages.sort_by_key(|told| std::cmp::Reverse(told.object.oid().index() >> 48));
+        let mut settled = Vec::new();
+        for told in pages {
+            settled.push(self.settle_with_requests(told).await?);
         }
         {
             use futures::{StreamExt, TryStreamExt};
             let rest: Vec<_> = futures::stream::iter(data)
-                .map(|(object, suspects)| async move {
-                    Ok::<_, IoFailure>(self.settle(object, &suspects).await?.map(|v| (object, v)))
-                })
+                .map(|told| self.settle_with_requests(told))
                 .buffer_unordered(PARALLEL)
                 .try_collect()
                 .await?;
-            settled.extend(rest.into_iter().flatten());
+            settled.extend(rest);
         }
-        // Copies outside the in-sync set report too. What only they had is gone, and must not count as done
-        // when its client sends it again.
-        applied.retain(|a| settled.get(&a.object).is_some_and(|v| *v >= Version::from(a.version)));
-        self.inherit(applied);
+        // While a slot waits for its copies nobody knows which requests they have applied. Until then replicas
+        // keep what they know of earlier generations.
+        let complete = settled.iter().all(Option::is_some);
+        self.inherit(settled.into_iter().flatten().flatten(), complete);
         self.tell_settled().await?;
         self.begin_serving();
         tracing::info!(
@@ -114,6 +147,64 @@ impl Owner {
             took_ms = began.elapsed().as_millis() as u64, "took a VDI over"
         );
         Ok(())
+    }
+
+    /// Settles an object; the client requests that it has applied and that may come again. `None` if nobody in
+    /// sync could be asked.
+    async fn settle_with_requests(&self, told: Told) -> Result<Option<Vec<AppliedRequest>>, IoFailure> {
+        let settled = match self.settle(told.object, &told.suspects).await? {
+            Outcome::Settled(settled) => settled,
+            Outcome::Gone => return Ok(Some(Vec::new())),
+            Outcome::Waits => return Ok(None),
+        };
+        let mut applied: BTreeMap<(u64, u64, u64, u32), AppliedRequest> = BTreeMap::new();
+        for (holder, one) in &told.applied {
+            let believed = settled.holders.contains(holder) || planted(Mutant::BelieveAnyone);
+            if believed && Version::from(one.version) <= settled.had {
+                let id = one.request;
+                applied.insert((id.node, id.start, id.number, one.offset), *one);
+            }
+        }
+        let list = AppliedList { applied: applied.into_values().collect() };
+        for holder in settled.holders {
+            let of_holder = told.applied.iter().filter(|(from, _)| *from == holder).map(|(_, a)| a);
+            let knows: HashSet<&AppliedRequest> = of_holder.collect();
+            if knows != list.applied.iter().collect() {
+                self.hand_down(&told.object, holder, settled.version, &list).await?;
+            }
+        }
+        Ok(Some(list.applied))
+    }
+
+    /// Tells an in-sync copy which requests it has applied, until it knows or is in sync no longer.
+    async fn hand_down(
+        &self,
+        object: &ObjectRef,
+        to: Session,
+        version: Version,
+        applied: &AppliedList,
+    ) -> Result<(), IoFailure> {
+        loop {
+            let state = self.current()?;
+            let config = state.slot(self.copies, SlotIndex(object.slot));
+            let Some(config) = config
+                .filter(|c| c.member(to).is_some_and(|m| m.state == MemberState::InSync) && state.serves(to))
+            else {
+                return Ok(());
+            };
+            let request = PatchRequest {
+                fence: Fence { to_start: to.start, ..self.fence(config.version) },
+                object: *object,
+                version: version.into(),
+                applied: Some(applied.clone()),
+                ..PatchRequest::default()
+            };
+            match self.context.ask(to, op::PATCH, request.encode_to_vec().into(), Payload::empty()).await {
+                // Damaged, or gone: whoever reads it is told, and a copy in its place comes with its requests.
+                Ok(_) | Err(Failure::Status(Status::NotFound | Status::Damaged)) => return Ok(()),
+                Err(_) => self.context.view.change(RETRY_DELAY).await,
+            }
+        }
     }
 
     /// Tells everybody who may hold a copy, and has not been told, that the takeover is done.
@@ -190,32 +281,35 @@ impl Owner {
         self.context.view.until(|state| state.epoch() != epoch || !self.is_owner_in(state)).await;
     }
 
-    /// Makes all in-sync copies of an object the same; their version, or `None` if there is no such object.
-    /// `suspects` are the holders whose copies a crash may have touched.
-    pub(crate) async fn settle(
-        &self,
-        object: ObjectRef,
-        suspects: &[Session],
-    ) -> Result<Option<Version>, IoFailure> {
+    /// Makes all in-sync copies of an object the same. `suspects` are the holders whose copies a crash may have touched.
+    pub(crate) async fn settle(&self, object: ObjectRef, suspects: &[Session]) -> Result<Outcome, IoFailure> {
         let mut rounds = 0;
+        let mut had = None;
         loop {
             let Some((copies, lacking, complete)) = self.copies_of(&object).await? else {
-                // Nobody in sync is there at present. The slot waits, and when it resumes every VDI is
-                // taken over anew.
-                return Ok(None);
+                return Ok(Outcome::Waits);
+            };
+            let newest = copies.iter().map(|c| c.version).max();
+            let settled = |had: Option<Version>| match newest {
+                Some(version) => Outcome::Settled(Settled {
+                    version,
+                    had: had.unwrap_or(version),
+                    holders: copies.iter().map(|c| c.session).collect(),
+                }),
+                None => Outcome::Gone,
             };
             if !lacking.is_empty() && complete {
                 if lacking.values().any(|why| *why == Lack::Gone) && !self.is_mapped(&object).await? {
                     // A creation that did not reach everyone was never acknowledged, nor is it in the map.
                     self.remove_object(object).await?;
-                    return Ok(None);
+                    return Ok(Outcome::Gone);
                 }
                 for (session, why) in lacking {
                     tracing::error!(vdi = %self.vdi, object = %object.oid(), %session, ?why, "a copy cannot be used");
                     match self.mend_copy(object, session).await {
                         Ok(()) => {}
                         // Nothing to mend it from: whoever reads the object is told, and other objects go on.
-                        Err(IoFailure::Io) => return Ok(copies.iter().map(|c| c.version).max()),
+                        Err(IoFailure::Io) => return Ok(settled(had)),
                         Err(failure) => return Err(failure),
                     }
                 }
@@ -224,18 +318,19 @@ impl Owner {
                     copies.windows(2).all(|w| w[0].version == w[1].version && w[0].table == w[1].table);
                 let sound = copies.iter().all(|c| c.damaged.is_empty());
                 if same && (sound || suspects.is_empty()) {
-                    let Some(version) = copies.first().map(|c| c.version) else { return Ok(None) };
+                    let Some(version) = newest else { return Ok(Outcome::Gone) };
                     let touched = copies.iter().any(|c| suspects.contains(&c.session));
                     if !touched || version.generation >= self.generation {
-                        return Ok(Some(version));
+                        return Ok(settled(had));
                     }
+                    had = had.or(Some(version));
                     let own = Version { generation: self.generation, seq: version.seq + 1 };
                     for copy in &copies {
                         self.patch(copy.session, &object, own, Vec::new(), Payload::empty(), Vec::new())
                             .await?;
                     }
                 } else if self.roll_forward(&object, &copies).await? == Rolled::AsFarAsItGoes {
-                    return Ok(copies.iter().map(|c| c.version).max());
+                    return Ok(settled(had));
                 }
             }
             rounds += 1;
@@ -402,7 +497,8 @@ impl Owner {
         let state = self.current()?;
         let Some(config) = state.slot(self.copies, SlotIndex(object.slot)) else { return Ok(()) };
         let fence = Fence { to_start: to.start, ..self.fence(config.version) };
-        let request = PatchRequest { fence, object: *object, version: version.into(), blocks, accept };
+        let request =
+            PatchRequest { fence, object: *object, version: version.into(), blocks, accept, applied: None };
         let meta = request.encode_to_vec().into();
         if self.context.ask(to, op::PATCH, meta, payload).await.is_err() {
             // Whatever it was, the copies are looked at again.

@@ -13,6 +13,9 @@ const FENCE: Fence = Fence { to_start: 0x41, vdi: 0x42, generation: 0x43, config
 const OBJECT: ObjectRef =
     ObjectRef { oid_high: 0x5152, oid_low: 0x5354, birth: 0x5556, copies: 0x57, slot: 0x58, size: 0x400000 };
 
+const APPLIED: AppliedRequest =
+    AppliedRequest { request: REQUEST, object: OBJECT, offset: 0x61, version: NEWER, number: 0x62 };
+
 #[test]
 fn operations_keep_their_numbers() {
     use op::*;
@@ -119,12 +122,14 @@ fn requests_about_objects_keep_their_bytes() {
         version: NEWER,
         blocks: vec![0x61, 0x62, 0x63],
         accept: vec![0x64, 0x65],
+        applied: Some(AppliedList { applied: vec![APPLIED] }),
     };
     check(
         &patch,
         "\
         0a0a08411042184320442845122409525100000000000011545300000000000019565500000000000020572858308080\
-        80021a0408231024220c6100000062000000630000002a026465",
+        80021a0408231024220c6100000062000000630000002a02646532410a3f0a0d09323100000000000010331834122409\
+        525100000000000011545300000000000019565500000000000020572858308080800218612204082310242862",
     );
     check(&VdiRequest { fence: FENCE }, "0a0a08411042184320442845");
     let seal =
@@ -179,8 +184,16 @@ fn answers_about_objects_keep_their_bytes() {
         "0a0408231024120861000000620000001a0263642002",
     );
     check(
-        &PullReply { version: NEWER, blocks: vec![0x61, 0x62, 0x63], more: true, damaged: vec![0x64] },
-        "0a0408231024120c6100000062000000630000001801220164",
+        &PullReply {
+            version: NEWER,
+            blocks: vec![0x61, 0x62, 0x63],
+            more: true,
+            damaged: vec![0x64],
+            applied: vec![APPLIED],
+        },
+        "\
+        0a0408231024120c61000000620000006300000018012201642a3f0a0d09323100000000000010331834122409525100\
+        000000000011545300000000000019565500000000000020572858308080800218612204082310242862",
     );
     check(&LendReply { taken: 0x61 }, "0861");
     assert_eq!([OnDisk::Same, OnDisk::Gone, OnDisk::Other].map(|on_disk| on_disk as i32), [0, 1, 2]);
@@ -203,16 +216,15 @@ fn answers_to_a_seal_keep_their_bytes() {
         &unsettled,
         "0a240952510000000000001154530000000000001956550000000000002057285830808080021204082310241801",
     );
-    let applied = AppliedRequest { request: REQUEST, object: OBJECT, offset: 0x61, version: NEWER };
     check(
-        &applied,
+        &APPLIED,
         "\
         0a0d09323100000000000010331834122409525100000000000011545300000000000019565500000000000020572858\
-        30808080021861220408231024",
+        308080800218612204082310242862",
     );
     let reply = SealReply {
         unsettled: vec![unsettled],
-        applied: vec![applied],
+        applied: vec![APPLIED],
         more: true,
         generation: 0x62,
         number: 0x63,
@@ -221,8 +233,8 @@ fn answers_to_a_seal_keep_their_bytes() {
         &reply,
         "\
         0a2e0a240952510000000000001154530000000000001956550000000000002057285830808080021204082310241801\
-        123d0a0d0932310000000000001033183412240952510000000000001154530000000000001956550000000000002057\
-        28583080808002186122040823102418012162000000000000002863",
+        123f0a0d0932310000000000001033183412240952510000000000001154530000000000001956550000000000002057\
+        285830808080021861220408231024286218012162000000000000002863",
     );
 }
 
@@ -365,6 +377,7 @@ fn node_info() -> NodeInfo {
         gateway: true,
         process: 0x83,
         nonce: 0x84,
+        reached: vec![ReachedInfo { before: 0x86, index: 0x87 }],
         cluster: vec![0x85; 16],
     }
 }

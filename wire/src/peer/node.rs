@@ -48,9 +48,23 @@ pub struct NodeInfo {
     /// Drawn by its process, so that a question asked twice is known as one.
     #[prost(fixed64, tag = "10")]
     pub nonce: u64,
+    /// How far its log had come when its last processes began, oldest first; nobody else's.
+    #[prost(message, repeated, tag = "11")]
+    pub reached: Vec<ReachedInfo>,
     /// The ring it belongs to, 16 bytes; empty before it belongs to one.
     #[prost(bytes = "vec", tag = "8")]
     pub cluster: Vec<u8>,
+}
+
+/// How far a node's log had come when one of its processes began.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+pub struct ReachedInfo {
+    /// The start counter with which the process began.
+    #[prost(uint64, tag = "1")]
+    pub before: u64,
+    /// The log index.
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
 }
 
 /// INTRODUCE, both ways, and JOIN.

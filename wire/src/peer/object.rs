@@ -162,6 +162,17 @@ pub struct AppliedRequest {
     /// The write's version.
     #[prost(message, required, tag = "4")]
     pub version: VersionRef,
+    /// The write's number within its generation, over all objects of the VDI.
+    #[prost(uint64, tag = "5")]
+    pub number: u64,
+}
+
+/// Client requests applied to one object.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct AppliedList {
+    /// All of them.
+    #[prost(message, repeated, tag = "1")]
+    pub applied: Vec<AppliedRequest>,
 }
 
 /// TABLE's answer: the version, and crc and stamp of every block in turn.
@@ -212,6 +223,9 @@ pub struct PatchRequest {
     /// Blocks that are torn on every copy: keep what is there and take its checksum.
     #[prost(uint32, repeated, tag = "5")]
     pub accept: Vec<u32>,
+    /// The client requests that this copy has applied and that may come again, if the owner knows better.
+    #[prost(message, optional, tag = "6")]
+    pub applied: Option<AppliedList>,
 }
 
 /// LIST_SLOT, PULL and LEND: from who catches up to an in-sync holder.
@@ -268,6 +282,9 @@ pub struct PullReply {
     /// Nothing was copied, because these blocks are damaged: lend them, then ask again.
     #[prost(uint32, repeated, tag = "4")]
     pub damaged: Vec<u32>,
+    /// With the last part: the client requests that the copy has applied and that may come again.
+    #[prost(message, repeated, tag = "5")]
+    pub applied: Vec<AppliedRequest>,
 }
 
 /// LEND's answer.

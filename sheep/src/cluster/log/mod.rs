@@ -39,7 +39,7 @@ mod types;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -147,10 +147,34 @@ struct Inner<M> {
     driver: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// What a directory holds of the log, read and verified; nobody takes part yet.
+pub struct OpenedLog<M> {
+    dir: PathBuf,
+    node: NodeId,
+    store: Arc<Store>,
+    loaded: Loaded,
+    state: Option<M>,
+}
+
+impl<M: Machine> OpenedLog<M> {
+    /// Opens the log of `node` in `dir` of `fs`, creating an empty one.
+    pub async fn open(fs: Arc<dyn FileSystem>, dir: &Path, node: NodeId) -> Result<Self, LogError> {
+        let path = dir.to_owned();
+        let opened = crate::machine::blocking(move || open_blocking(&*fs, &path, node)).await;
+        let (store, loaded, state) = opened.map_err(|error| LogError::Stopped(error.to_string()))??;
+        Ok(Self { dir: dir.to_owned(), node, store, loaded, state })
+    }
+
+    /// The index up to which the directory holds the log, 0 if it is empty. No earlier process has applied
+    /// anything beyond: what is applied is durable in the log first.
+    pub fn reached(&self) -> u64 {
+        let in_snapshot = self.loaded.snapshot.as_ref().and_then(|(meta, _)| meta.last_log_id);
+        self.loaded.last.max(in_snapshot).map_or(0, |id| id.index)
+    }
+}
+
 impl<M: Machine> ClusterLog<M> {
-    /// Opens the log in `dir` of `fs`, creating an empty one, and begins to take part: as a voter if the log says
-    /// so, else waiting to be founded or to be added by a leader. The state is rebuilt from the last
-    /// snapshot and the entries known to be committed; a little may be missing until a leader is heard.
+    /// Opens the log in `dir` of `fs`, creating an empty one, and begins to take part.
     pub async fn open(
         fs: Arc<dyn FileSystem>,
         dir: &Path,
@@ -158,12 +182,22 @@ impl<M: Machine> ClusterLog<M> {
         net: Arc<dyn LogNet>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, LogError> {
+        let opened = OpenedLog::open(fs, dir, config.node).await?;
+        Self::start(opened, config, net, clock).await
+    }
+
+    /// Begins to take part: as a voter if the log says so, else waiting to be founded or to be added by a
+    /// leader. The state is rebuilt from the last snapshot and the entries known to be committed; a little
+    /// may be missing until a leader is heard.
+    pub async fn start(
+        opened: OpenedLog<M>,
+        config: LogConfig,
+        net: Arc<dyn LogNet>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, LogError> {
         let raft_config = Arc::new(config.to_openraft()?);
-        let (path, node) = (dir.to_owned(), config.node);
-        let opened = crate::machine::blocking(move || open_blocking(&*fs, &path, node)).await;
-        let (store, mut loaded, state) = opened.map_err(|error| LogError::Stopped(error.to_string()))??;
-        let writer =
-            Writer::start(store.clone()).map_err(|source| LogError::Io { path: dir.to_owned(), source })?;
+        let OpenedLog { dir, node, store, mut loaded, state } = opened;
+        let writer = Writer::start(store.clone()).map_err(|source| LogError::Io { path: dir, source })?;
         let writer = Arc::new(writer);
         let log_store = LogStore::new(store.clone(), writer.clone(), &loaded);
         let snapshot = loaded.snapshot.take().map(|(meta, _)| meta).zip(state);

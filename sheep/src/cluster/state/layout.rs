@@ -19,7 +19,7 @@ impl ClusterState {
                 let was_waiting = !config
                     .in_state(MemberState::InSync)
                     .any(|m| self.live_disk(m.session.node).is_some_and(|l| l.session == m.session));
-                if let Some(next) = config.reconfigured(|n| self.live_disk(n), targets, copies) {
+                if let Some(next) = config.reconfigured(|n| self.live_disk(n), targets, copies, index) {
                     if was_waiting && self.has_live_copy(&next) && !resumed.contains(&copies) {
                         resumed.push(copies);
                     }
@@ -29,7 +29,7 @@ impl ClusterState {
             for (i, mut next) in changes {
                 // A set that has just resumed also gets its other targets.
                 let targets = table.get(SlotIndex(i as u32)).unwrap_or_default();
-                if let Some(more) = next.reconfigured(|n| self.live_disk(n), targets, copies) {
+                if let Some(more) = next.reconfigured(|n| self.live_disk(n), targets, copies, index) {
                     next = more;
                 }
                 slots.set(i, Arc::new(next));
@@ -84,6 +84,7 @@ impl ClusterState {
         copies: Copies,
         admitted: &[(SlotIndex, u64)],
         seen: u64,
+        index: u64,
     ) -> u32 {
         if seen < self.owners_changed {
             return 0;
@@ -105,8 +106,11 @@ impl ClusterState {
             member.state = MemberState::InSync;
             member.since = next.version;
             count += 1;
+            let enough = self.is_enough(copies, &next);
+            next.admitted(enough);
+            next.eligible.retain(|e| e.node != session.node);
             let targets = table.get(slot).unwrap_or_default();
-            if let Some(trimmed) = next.reconfigured(|n| self.live_disk(n), targets, copies) {
+            if let Some(trimmed) = next.reconfigured(|n| self.live_disk(n), targets, copies, index) {
                 next = trimmed;
             }
             slots.set(slot.0 as usize, Arc::new(next));
@@ -140,6 +144,7 @@ impl ClusterState {
         self.edit_slots(|config| {
             config.members.iter_mut().filter(|m| m.session.node == node).for_each(|m| m.boot = 0);
             config.eligible.iter_mut().filter(|e| e.node == node).for_each(|e| e.boot = 0);
+            config.eligible.retain(|e| e.since == 0 || e.boot != 0);
         });
     }
 

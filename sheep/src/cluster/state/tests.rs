@@ -22,6 +22,7 @@ fn spec(node: u64, start: u64, boot: u128) -> NodeSpec {
         zone: NodeId(node).to_string(),
         vnodes: 128,
         gateway: false,
+        reached: Vec::new(),
     }
 }
 

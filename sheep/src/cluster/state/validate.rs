@@ -21,7 +21,11 @@ impl ClusterState {
             let all = trusted.len();
             trusted.sort_unstable();
             trusted.dedup();
-            if trusted.len() != all || !config.eligible.is_empty() && self.is_enough(copies, config) {
+            let needless = |e: &super::super::slots::Eligible| match e.since {
+                0 => self.is_enough(copies, config),
+                _ => e.boot == 0,
+            };
+            if trusted.len() != all || config.eligible.iter().any(needless) {
                 return Err(format!("slot {copies}/{slot} keeps nodes on record for nothing: {config:?}"));
             }
             let live = self.has_live_copy(config);

@@ -35,6 +35,7 @@ fn files_keep_their_names() {
             "/intents.2",
             "/objects/format",
             "/objects/r3/00000/01000000000000000100000000000000.0000000001000000",
+            "/requests",
             "/seals.1",
         ]
     );

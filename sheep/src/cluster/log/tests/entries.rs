@@ -27,6 +27,7 @@ fn spec() -> NodeSpec {
         zone: "z".to_owned(),
         vnodes: 0x17,
         gateway: true,
+        reached: Vec::new(),
     }
 }
 

@@ -1,0 +1,197 @@
+//! A replica on its own: what it answers, and what it still knows after its process has died.
+
+use std::path::Path;
+
+use tokio::sync::watch;
+use wire::checksum;
+use wire::id::{ClusterId, NodeId, Session};
+use wire::peer::{AppliedList, PatchRequest, RequestId, VersionRef};
+
+use super::*;
+use crate::cluster::entry::{ClusterEntry, NodeSpec};
+use crate::cluster::log::Applied;
+use crate::store::{Options, SimFs};
+
+const ME: Session = Session { node: NodeId(1), start: 1 };
+const VDI: VdiId = VdiId(1);
+const SIZE: u32 = 1 << 16;
+
+/// A ring of this node alone, whose VDI it owns.
+fn ring() -> ClusterState {
+    let copies = Copies::new(1).expect("in range");
+    let node = NodeSpec {
+        session: ME,
+        process: 1,
+        boot: 7,
+        admin: String::new(),
+        mesh: String::new(),
+        zone: "z".to_owned(),
+        vnodes: 128,
+        gateway: false,
+        reached: Vec::new(),
+    };
+    let mut state = ClusterState::default();
+    let entries = [
+        ClusterEntry::Format { cluster: ClusterId(1), copies, slots: 256, nodes: vec![node], now_ms: 0 },
+        ClusterEntry::CreateVdi {
+            name: "disk".parse().expect("a name"),
+            size: 1 << 30,
+            copies: None,
+            now_ms: 0,
+        },
+        ClusterEntry::Acquire { vdi: VDI, session: ME },
+    ];
+    (1..).zip(&entries).for_each(|(index, entry)| _ = state.apply_entry(index, entry));
+    state
+}
+
+/// A process, with what keeps its view alive.
+struct Process {
+    replica: Arc<Replica>,
+    _applied: watch::Sender<Applied<ClusterState>>,
+}
+
+fn start(disk: &SimFs, boot: u128) -> Process {
+    let options = Options { boot, flush_threads: 1, ..Options::default() };
+    let store = LocalStore::open(Arc::new(disk.clone()), Path::new("/"), options).expect("opens");
+    let (applied, view) = watch::channel(Applied { index: 3, state: Arc::new(ring()) });
+    let replica = Replica::new(Me::new(ME, boot), Arc::new(store), View::new(view));
+    Process { replica, _applied: applied }
+}
+
+fn fence() -> Fence {
+    let state = ring();
+    let config = state.slot(Copies::new(1).expect("in range"), object(0).slot()).expect("formatted").version;
+    Fence { to_start: 1, vdi: VDI.0, generation: 1, config, epoch: state.epoch().0 }
+}
+
+/// An object's name, and its key.
+struct Named(ObjectRef, ObjectKey);
+
+impl Named {
+    fn slot(&self) -> SlotIndex {
+        self.1.slot
+    }
+}
+
+fn object(index: u64) -> Named {
+    let copies = Copies::new(1).expect("in range");
+    let oid = Oid::data(VDI, index);
+    let slot = ring().slot_of(oid);
+    let birth = Birth::new(Generation(1), 1 + index).expect("in range");
+    Named(ObjectRef::new(oid, birth, copies, slot, SIZE), ObjectKey { copies, slot, oid, birth })
+}
+
+impl Process {
+    fn create(&self, object: &Named) {
+        self.replica.create_now(&fence(), &object.1, SIZE).expect("created");
+    }
+
+    fn write(&self, object: &Named, seq: u64, fence: Fence) -> Result<(), Status> {
+        let number = 10 * object.1.oid.index() + seq;
+        let version = |seq| if seq == 0 { VersionRef::default() } else { VersionRef { generation: 1, seq } };
+        let request = WriteRequest {
+            fence,
+            object: object.0,
+            predecessor: version(seq - 1),
+            version: version(seq),
+            offset: 0,
+            len: 4096,
+            kind: WriteKind::Data.into(),
+            request: Some(RequestId { node: 9, start: 1, number }),
+            number,
+            stable: 1,
+            inherited_done: false,
+        };
+        let data = vec![seq as u8; 4096];
+        let crcs = checksum::of_pieces(0, &data);
+        let gate = self.replica.vdi(VDI);
+        self.replica.write_now(&gate, &object.1, &request, data.into(), crcs).map(drop)
+    }
+
+    /// The requests that a seal tells of, by number.
+    fn applied(&self) -> Vec<u64> {
+        let reply = self.replica.seal(&SealRequest { fence: fence(), ..SealRequest::default() }, 100);
+        reply.expect("sealed").applied.iter().map(|a| a.request.number).collect()
+    }
+}
+
+#[test]
+fn an_answer_under_what_is_not_known_yet_is_refused() {
+    let process = start(&SimFs::new(), 7);
+    process.create(&object(0));
+    let known = fence();
+    let ahead = Fence { config: known.config + 1, ..known };
+    assert_eq!(process.write(&object(0), 1, ahead), Err(Status::Busy));
+    assert_eq!(process.replica.flush(&Fence { epoch: known.epoch + 1, ..known }), Err(Status::Busy));
+    assert_eq!(process.write(&object(0), 1, known), Ok(()));
+    assert_eq!(process.replica.flush(&known), Ok(()));
+}
+
+#[test]
+fn what_was_applied_outlives_the_process_and_not_the_memory() {
+    let disk = SimFs::new();
+    let process = start(&disk, 7);
+    process.create(&object(0));
+    process.create(&object(1));
+    process.write(&object(0), 1, fence()).expect("written");
+    process.write(&object(0), 2, fence()).expect("written");
+    process.write(&object(1), 1, fence()).expect("written");
+    drop(process);
+    let process = start(&disk, 7);
+    let mut applied = process.applied();
+    applied.sort_unstable();
+    assert_eq!(applied, [1, 2, 11], "of both objects");
+    assert_eq!(process.replica.remove_copy(&object(1).1), Ok(()));
+    drop(process);
+    let process = start(&disk, 7);
+    assert_eq!(process.applied(), [1, 2], "those of a copy that is gone are gone");
+    drop(process);
+    assert!(start(&disk, 8).applied().is_empty());
+}
+
+#[test]
+fn what_the_copy_does_not_hold_is_not_believed() {
+    let disk = SimFs::new();
+    let process = start(&disk, 7);
+    process.create(&object(0));
+    process.write(&object(0), 1, fence()).expect("written");
+    // Noted, and then the process died before it had written.
+    let of = process.replica.vdi(VDI).recent.lock().of_object((object(0).1.oid, object(0).1.birth));
+    let early = AppliedRequest {
+        request: RequestId { number: 2, ..of[0].request },
+        version: VersionRef { generation: 1, seq: 2 },
+        number: 2,
+        ..of[0]
+    };
+    process.replica.store.keep_request(&early).expect("kept");
+    drop(process);
+    let process = start(&disk, 7);
+    assert_eq!(process.applied(), [1]);
+    // Nor when the copy has come further since.
+    process.write(&object(0), 2, fence()).expect("written");
+    process.replica.forget_requests(&object(0).1);
+    drop(process);
+    assert!(start(&disk, 7).applied().is_empty());
+}
+
+#[test]
+fn a_takeover_has_the_last_word_on_what_a_copy_has_applied() {
+    let disk = SimFs::new();
+    let process = start(&disk, 7);
+    process.create(&object(0));
+    process.write(&object(0), 1, fence()).expect("written");
+    process.write(&object(0), 2, fence()).expect("written");
+    let known = process.replica.vdi(VDI).recent.lock().of_object((object(0).1.oid, object(0).1.birth));
+    let patch = PatchRequest {
+        fence: fence(),
+        object: object(0).0,
+        version: VersionRef { generation: 1, seq: 2 },
+        applied: Some(AppliedList { applied: vec![known[1]] }),
+        ..PatchRequest::default()
+    };
+    process.replica.patch(&patch, &wire::frame::Payload::empty()).expect("patched");
+    assert_eq!(process.applied(), [2]);
+    drop(process);
+    assert_eq!(start(&disk, 7).applied(), [2], "for good");
+}
