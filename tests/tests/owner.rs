@@ -127,3 +127,34 @@ fn an_owner_whose_client_is_idle_holds_up_no_recovery() {
         assert_eq!(client.read(object << 22, 512).expect("read"), [1; 512]);
     }
 }
+
+#[test]
+fn a_flush_waits_while_what_it_covers_has_too_few_copies() {
+    let mut ring = Ring::formatted(5);
+    ring.create("vol", "256M");
+    let mut client = ring.open(0, "vol");
+    client.write(0, &[1; 512]).expect("written");
+    let owner = ring.owner("vol");
+    let mut victims = (1..5).filter(|index| Some(*index) != owner);
+    let (one, two) = (victims.next().expect("two of four"), victims.next().expect("two of four"));
+    // Objects in 64 slots: some have two of their three copies at these.
+    for object in 0..64u64 {
+        client.write(object << 22, &[1; 512]).expect("written");
+    }
+    ring[one].kill();
+    ring[two].kill();
+    wait::until(Duration::from_secs(10), "both are taken for dead", || {
+        let nodes = ring.dog_json(0, &["node", "list"]);
+        let down = nodes.as_array().expect("an array").iter().filter(|node| node["status"] != "up").count();
+        if down == 2 { Ok(()) } else { Err(nodes) }
+    });
+    client.send(Command::Flush, 0, 0, 0, &[]).expect("sent");
+    client.set_read_timeout(Duration::from_secs(3));
+    let answer = client.receive();
+    assert!(answer.is_err(), "with one copy of three it was answered: {answer:?}");
+    ring[one].start();
+    client.set_read_timeout(Duration::from_secs(30));
+    assert_eq!(client.receive().expect("answered").errno, 0);
+    ring[two].start();
+    ring.wait_full();
+}

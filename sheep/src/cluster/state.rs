@@ -526,9 +526,10 @@ impl ClusterState {
         self.live_disk(session.node).is_some_and(|l| l.session == session)
     }
 
+    /// A node's session, while it is alive and serves the copies on its disk.
     fn live_disk(&self, id: NodeId) -> Option<Live<'_>> {
         let node = self.nodes.get(&id)?;
-        let session = node.live_session().filter(|_| node.disk_failed.is_none())?;
+        let session = node.live_session().filter(|_| node.disk_failed.is_none() && !node.spec.gateway)?;
         Some(Live { session, boot: node.spec.boot, reached: &node.spec.reached })
     }
 

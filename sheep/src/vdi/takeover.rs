@@ -69,7 +69,8 @@ pub(crate) struct Settled {
     version: Version,
     /// The version before it got one of this generation.
     had: Version,
-    holders: Vec<Session>,
+    /// Whose copies they are, and the version of each: another one where it went no further.
+    holders: Vec<(Session, Version)>,
 }
 
 /// Why a member's copy cannot be compared.
@@ -159,18 +160,22 @@ impl Owner {
         };
         let mut applied: BTreeMap<(u64, u64, u64, u32), AppliedRequest> = BTreeMap::new();
         for (holder, one) in &told.applied {
-            let believed = settled.holders.contains(holder) || planted(Mutant::BelieveAnyone);
+            let believed = settled.holders.iter().any(|(h, _)| h == holder) || planted(Mutant::BelieveAnyone);
             if believed && Version::from(one.version) <= settled.had {
                 let id = one.request;
                 applied.insert((id.node, id.start, id.number, one.offset), *one);
             }
         }
         let list = AppliedList { applied: applied.into_values().collect() };
-        for holder in settled.holders {
+        for (holder, version) in settled.holders {
+            if version != settled.version {
+                // It could not be made the same, and has not applied all of them.
+                continue;
+            }
             let of_holder = told.applied.iter().filter(|(from, _)| *from == holder).map(|(_, a)| a);
             let knows: HashSet<&AppliedRequest> = of_holder.collect();
             if knows != list.applied.iter().collect() {
-                self.hand_down(&told.object, holder, settled.version, &list).await?;
+                self.hand_down(&told.object, holder, version, &list).await?;
             }
         }
         Ok(Some(list.applied))
@@ -294,7 +299,7 @@ impl Owner {
                 Some(version) => Outcome::Settled(Settled {
                     version,
                     had: had.unwrap_or(version),
-                    holders: copies.iter().map(|c| c.session).collect(),
+                    holders: copies.iter().map(|c| (c.session, c.version)).collect(),
                 }),
                 None => Outcome::Gone,
             };

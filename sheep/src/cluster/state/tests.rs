@@ -312,3 +312,18 @@ proptest! {
         prop_assert_eq!(back.to_bytes(), state.to_bytes());
     }
 }
+
+#[test]
+fn who_comes_back_as_a_gateway_has_no_copies() {
+    let mut state = founded(1, 1);
+    let evict = ClusterEntry::Evict { sessions: vec![session(1, 1)], now_ms: 0 };
+    state.apply_entry(2, &evict);
+    let gateway = NodeSpec { gateway: true, ..spec(1, 2, 1) };
+    assert_eq!(state.apply_entry(3, &ClusterEntry::Join { node: gateway, now_ms: 0 }), ClusterReply::Done);
+    state.validate().expect("valid");
+    assert!(state.slots().all(|(_, _, config)| state.waits(config)), "its disk is not served");
+    let again = spec(1, 3, 1);
+    assert_eq!(state.apply_entry(4, &ClusterEntry::Join { node: again, now_ms: 0 }), ClusterReply::Done);
+    state.validate().expect("valid");
+    assert_eq!(redundant(&state), 256, "it is there again, with its memory");
+}
