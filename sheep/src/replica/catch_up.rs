@@ -230,7 +230,7 @@ impl Replica {
         result.await.unwrap_or(Err(Status::Stopping))
     }
 
-    fn finish_pull_now(
+    pub(super) fn finish_pull_now(
         &self,
         key: &ObjectKey,
         since: u64,

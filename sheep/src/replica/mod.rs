@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `lanes` | one object's operations run in order |
 //! | `recent` | writes not yet called stable by their owner |
+//! | `requests` | which client requests a copy has applied, in memory and on disk |
 //! | `fill` | how far a slot has come that is catching up |
 //! | `serve` | requests from the wire: decode, do, answer |
 //! | `catch_up` | the source's side of catching up: list and pull |
@@ -19,6 +20,7 @@ mod catch_up;
 mod fill;
 mod lanes;
 mod recent;
+mod requests;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -31,8 +33,8 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use wire::id::{Birth, Generation, Oid, SlotIndex, VdiId, Version};
 use wire::peer::{
-    AppliedRequest, Fence, ListReply, Listed, ObjectRef, OnDisk, SealReply, SealRequest, Status, TableReply,
-    Unsettled, WriteKind, WriteReply, WriteRequest,
+    Fence, ListReply, Listed, ObjectRef, OnDisk, SealReply, SealRequest, Status, TableReply, Unsettled,
+    WriteKind, WriteReply, WriteRequest,
 };
 use wire::policy::Copies;
 
@@ -40,7 +42,7 @@ use crate::cluster::session::Me;
 use crate::cluster::slots::MemberState;
 use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
-use crate::store::{self, LocalStore, ObjectKey, Place};
+use crate::store::{self, LocalStore, ObjectKey};
 pub(crate) use fill::{Kept, SlotFill};
 use lanes::Lanes;
 use recent::{Recent, RecentWrites};
@@ -117,56 +119,8 @@ impl Replica {
         replica
     }
 
-    /// Learns what an earlier process of this boot had applied. What its copy does not have is no longer kept.
-    fn recall(&self) {
-        for (place, applied) in self.store.take_found_requests() {
-            let held = key_of(&applied.object).ok().and_then(|key| self.store.version(&key).ok());
-            if held.is_some_and(|version| version >= applied.version.into()) {
-                let gate = self.vdi(applied.object.oid().creator());
-                let free = gate.recent.lock().adopt(&applied, Some(place));
-                self.store.free_requests(free);
-            } else {
-                self.erase([place]);
-            }
-        }
-    }
-
-    fn erase(&self, places: impl IntoIterator<Item = Place>) {
-        for place in places {
-            // A disk that fails is noticed by whoever writes to it next; a record that stays is told by its version.
-            if let Err(error) = self.store.erase_request(place) {
-                _ = self.status(error);
-            }
-        }
-    }
-
-    /// The requests of an object are those of a copy that is no more.
-    fn forget_requests(&self, key: &ObjectKey) {
-        let gate = self.vdi(key.oid.creator());
-        let places = gate.recent.lock().take((key.oid, key.birth));
-        self.erase(places);
-    }
-
-    /// This copy has applied exactly these requests, as far as they may come again.
-    fn adopt_requests(&self, key: &ObjectKey, applied: &[AppliedRequest]) -> Result<(), Status> {
-        self.forget_requests(key);
-        let gate = self.vdi(key.oid.creator());
-        for one in applied.iter().filter(|a| key_of(&a.object) == Ok(*key)) {
-            let place = self.store.keep_request(one).map_err(|e| self.status(e))?;
-            let free = gate.recent.lock().adopt(one, Some(place));
-            self.store.free_requests(free);
-        }
-        Ok(())
-    }
-
     pub(crate) fn store(&self) -> &Arc<LocalStore> {
         &self.store
-    }
-
-    /// Writes that are remembered because their owners have not called them stable yet.
-    pub(crate) fn recent_writes(&self) -> u64 {
-        let gates: Vec<Arc<VdiGate>> = self.vdis.lock().values().cloned().collect();
-        gates.iter().map(|gate| gate.recent.lock().len() as u64).sum()
     }
 
     /// Says when the disk has failed, and how.
@@ -375,19 +329,7 @@ impl Replica {
         };
         let write = store::Write { version, offset: request.offset.into(), kind };
         // Kept before it is done: who finds a copy with this version finds the request too.
-        let place = match request.request {
-            Some(id) => {
-                let applied = AppliedRequest {
-                    request: id,
-                    object: request.object,
-                    offset: request.offset,
-                    version: request.version,
-                    number: request.number,
-                };
-                Some(self.store.keep_request(&applied).map_err(|e| self.status(e))?)
-            }
-            None => None,
-        };
+        let place = self.keep_request(request)?;
         self.store.write(key, &write).map_err(|e| {
             self.note_wanted(&e);
             self.erase(place);
@@ -598,12 +540,6 @@ impl Replica {
             reply.objects.push(Listed { object, version });
         }
         Ok(reply)
-    }
-
-    /// Forgets what is known of a deleted VDI.
-    pub(crate) fn forget_vdi(&self, vdi: VdiId) {
-        let gate = self.vdis.lock().remove(&vdi);
-        self.store.free_requests(gate.into_iter().flat_map(|gate| gate.recent.lock().places()));
     }
 
     /// Runs `f` on the slot's fill, made anew if the node has begun to catch up since.

@@ -5,12 +5,12 @@ use std::path::Path;
 use tokio::sync::watch;
 use wire::checksum;
 use wire::id::{ClusterId, NodeId, Session};
-use wire::peer::{AppliedList, PatchRequest, RequestId, VersionRef};
+use wire::peer::{AppliedList, AppliedRequest, PatchRequest, RequestId, VersionRef};
 
 use super::*;
 use crate::cluster::entry::{ClusterEntry, NodeSpec};
 use crate::cluster::log::Applied;
-use crate::store::{Options, SimFs};
+use crate::store::{Options, SimFs, Verb};
 
 const ME: Session = Session { node: NodeId(1), start: 1 };
 const VDI: VdiId = VdiId(1);
@@ -109,11 +109,26 @@ impl Process {
         self.replica.write_now(&gate, &object.1, &request, data.into(), crcs).map(drop)
     }
 
+    /// The requests that object 0 has applied.
+    fn known(&self) -> Vec<AppliedRequest> {
+        let key = object(0).1;
+        self.replica.vdi(VDI).recent.lock().of_object((key.oid, key.birth))
+    }
+
     /// The requests that a seal tells of, by number.
     fn applied(&self) -> Vec<u64> {
         let reply = self.replica.seal(&SealRequest { fence: fence(), ..SealRequest::default() }, 100);
         reply.expect("sealed").applied.iter().map(|a| a.request.number).collect()
     }
+}
+
+/// A process on an empty disk that has written to object 0 twice.
+fn written_twice(disk: &SimFs) -> Process {
+    let process = start(disk, 7);
+    process.create(&object(0));
+    process.write(&object(0), 1, fence()).expect("written");
+    process.write(&object(0), 2, fence()).expect("written");
+    process
 }
 
 #[test]
@@ -131,11 +146,8 @@ fn an_answer_under_what_is_not_known_yet_is_refused() {
 #[test]
 fn what_was_applied_outlives_the_process_and_not_the_memory() {
     let disk = SimFs::new();
-    let process = start(&disk, 7);
-    process.create(&object(0));
+    let process = written_twice(&disk);
     process.create(&object(1));
-    process.write(&object(0), 1, fence()).expect("written");
-    process.write(&object(0), 2, fence()).expect("written");
     process.write(&object(1), 1, fence()).expect("written");
     drop(process);
     let process = start(&disk, 7);
@@ -157,7 +169,7 @@ fn what_the_copy_does_not_hold_is_not_believed() {
     process.create(&object(0));
     process.write(&object(0), 1, fence()).expect("written");
     // Noted, and then the process died before it had written.
-    let of = process.replica.vdi(VDI).recent.lock().of_object((object(0).1.oid, object(0).1.birth));
+    let of = process.known();
     let early = AppliedRequest {
         request: RequestId { number: 2, ..of[0].request },
         version: VersionRef { generation: 1, seq: 2 },
@@ -178,11 +190,8 @@ fn what_the_copy_does_not_hold_is_not_believed() {
 #[test]
 fn a_takeover_has_the_last_word_on_what_a_copy_has_applied() {
     let disk = SimFs::new();
-    let process = start(&disk, 7);
-    process.create(&object(0));
-    process.write(&object(0), 1, fence()).expect("written");
-    process.write(&object(0), 2, fence()).expect("written");
-    let known = process.replica.vdi(VDI).recent.lock().of_object((object(0).1.oid, object(0).1.birth));
+    let process = written_twice(&disk);
+    let known = process.known();
     let patch = PatchRequest {
         fence: fence(),
         object: object(0).0,
@@ -194,4 +203,33 @@ fn a_takeover_has_the_last_word_on_what_a_copy_has_applied() {
     assert_eq!(process.applied(), [2]);
     drop(process);
     assert_eq!(start(&disk, 7).applied(), [2], "for good");
+}
+
+#[test]
+fn a_full_disk_stops_no_write_in_place() {
+    let disk = SimFs::new();
+    let process = written_twice(&disk);
+    // The first thing that a write changes is the file of requests, which has to grow.
+    disk.fail(Verb::Write, 1, 28);
+    assert_eq!(process.write(&object(0), 3, fence()), Ok(()));
+    assert_eq!(process.applied(), [1, 2, 3], "the process remembers what the disk has no room for");
+    drop(process);
+    assert_eq!(start(&disk, 7).applied(), [1, 2]);
+}
+
+#[test]
+fn a_pull_brings_the_source_s_requests_in_place_of_the_copy_s_own() {
+    let disk = SimFs::new();
+    let process = written_twice(&disk);
+    let of_source = AppliedRequest {
+        version: VersionRef { generation: 1, seq: 5 },
+        number: 5,
+        request: RequestId { node: 9, start: 1, number: 5 },
+        ..process.known()[0]
+    };
+    let version = Version { generation: Generation(1), seq: 5 };
+    process.replica.finish_pull_now(&object(0).1, 1, version, &[of_source]).expect("pulled");
+    assert_eq!(process.applied(), [5]);
+    drop(process);
+    assert_eq!(start(&disk, 7).applied(), [5], "for good");
 }

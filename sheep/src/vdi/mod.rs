@@ -6,6 +6,7 @@
 //! | `owner` | a VDI at its owner: read, write, zero |
 //! | `flush`, `status` | at its owner: making durable; data and holes |
 //! | `object` | one object at its owner: numbering, sending to members, reading |
+//! | `answers` | which members have answered, and under which configuration; pure |
 //! | `turns` | reads wait for overlapping writes and the reverse |
 //! | `tree`, `map` | the object map and its layout |
 //! | `takeover` | seal and settle before a new owner serves |
@@ -15,6 +16,7 @@
 //! | `requests` | this gateway's unanswered requests; pure |
 //! | `context` | what an owner needs of the node |
 
+mod answers;
 pub(crate) mod check;
 pub(crate) mod clients;
 pub(crate) mod context;

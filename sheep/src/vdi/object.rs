@@ -25,6 +25,7 @@ use wire::peer::{
     WriteRequest, op,
 };
 
+use super::answers::Answers;
 use super::context::{Failure, LOOK_AGAIN, RETRY_DELAY, Sent};
 use super::owner::{IoFailure, Owner};
 use super::turns::{Access, Turns};
@@ -247,17 +248,12 @@ impl Owner {
         give_up_when_full: bool,
         mut send: impl FnMut(Session, u64) -> Sent,
     ) -> Result<Vec<Session>, IoFailure> {
-        // Under which configuration each has answered. Who answers knows it: an answer that is older says nothing
-        // of what its giver will remember if it dies before it hears who was taken out (slots.rs).
-        let mut done: Vec<(Session, u64)> = Vec::with_capacity(sent.len());
-        let is_done = |done: &[(Session, u64)], session: Session, version: u64| {
-            done.iter().any(|(s, v)| *s == session && *v >= version)
-        };
+        let mut answers = Answers::default();
         let mut under_way: Vec<Session> = Vec::with_capacity(sent.len());
         let mut pending: FuturesUnordered<BoxFuture<'static, MemberResult>> = FuturesUnordered::new();
         for (session, version, sent) in sent {
             match sent {
-                Sent::Done(Ok(_)) => done.push((session, version)),
+                Sent::Done(Ok(_)) => answers.note(session, version),
                 sent => {
                     under_way.push(session);
                     pending.push(answered_or_rested(session, version, sent).boxed());
@@ -277,15 +273,15 @@ impl Owner {
                     waiting = None;
                     for member in &config.members {
                         let (session, version) = (member.session, config.version);
-                        if !is_done(&done, session, version) && !under_way.contains(&session) {
+                        if !answers.counts(session, version) && !under_way.contains(&session) {
                             under_way.push(session);
                             let sent = send(session, version);
                             pending.push(answered_or_rested(session, version, sent).boxed());
                         }
                     }
-                    let early = planted(Mutant::AckAtOne) && !done.is_empty();
-                    if early || config.members.iter().all(|m| is_done(&done, m.session, config.version)) {
-                        return Ok(done.into_iter().map(|(session, _)| session).collect());
+                    let early = planted(Mutant::AckAtOne) && !answers.is_empty();
+                    if early || answers.all_of(&config) {
+                        return Ok(answers.sessions());
                     }
                 }
             }
@@ -294,7 +290,7 @@ impl Owner {
                 Some((session, version, result)) = pending.next(), if !pending.is_empty() => {
                     under_way.retain(|s| *s != session);
                     match result {
-                        Ok(_) => done.push((session, version)),
+                        Ok(_) => answers.note(session, version),
                         Err(Failure::Status(Status::NoSpace)) if give_up_when_full => {
                             return Err(IoFailure::NoSpace);
                         }
