@@ -307,6 +307,14 @@ impl World {
         }
     }
 
+    /// What the leader says once it sees how far the others' logs have come.
+    fn tell_who_knows(&mut self) {
+        let index = self.index;
+        let knows = |s: &Session| self.answers(*s) && self.processes[&s.node.0].reached >= index;
+        let sessions = self.state.nodes().filter_map(|n| n.live_session()).filter(knows).collect();
+        self.apply(ClusterEntry::Known { sessions, index });
+    }
+
     fn step(&mut self) {
         let node = self.rng.random_range(1..=NODES);
         let slot = self.rng.random_range(0..SLOTS);
@@ -332,6 +340,9 @@ impl World {
                     .collect();
                 let story = format!("evict {dead:?}");
                 self.apply(ClusterEntry::Evict { sessions: dead, now_ms: 0 });
+                if self.rng.random_bool(0.5) {
+                    self.tell_who_knows();
+                }
                 story
             }
             72..84 => {
@@ -403,6 +414,11 @@ impl World {
             (1..=NODES).for_each(|n| self.catch_up(n));
         }
         self.check()?;
+        self.tell_who_knows();
+        let remembered = self.state.slots().filter(|(_, _, s)| !s.eligible.is_empty()).count();
+        if remembered > 0 {
+            return Err(format!("{remembered} slots wait for nodes that nobody needs"));
+        }
         let short = self.state.slots().filter(|(c, _, s)| !self.state.is_fully_redundant(*c, s)).count();
         if short > 0 { Err(format!("{short} slots lack copies after everything is back")) } else { Ok(()) }
     }

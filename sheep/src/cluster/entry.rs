@@ -125,6 +125,13 @@ pub enum ClusterEntry {
         /// The log index that the session had applied when it found them equal.
         seen: u64,
     },
+    /// The logs of these sessions have come to an index: they know who was taken out of in-sync sets before.
+    Known {
+        /// Whose.
+        sessions: Vec<Session>,
+        /// The log index.
+        index: u64,
+    },
     /// A copy of a slot turned out to differ from what the in-sync set has.
     Demote {
         /// Whose copy.

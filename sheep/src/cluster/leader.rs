@@ -243,6 +243,7 @@ impl Leader {
                 Err(error) => tracing::debug!(%error, "the log's members are not changed yet"),
             }
         }
+        self.tell_who_knows().await;
         let now = wall_ms();
         let away = |n: &&Node| {
             n.status == NodeStatus::Down && now.saturating_sub(n.since_ms) >= OUT_AFTER.as_millis() as u64
@@ -252,6 +253,25 @@ impl Leader {
             if let Err(error) = self.log.propose(entry, LOG_PATIENCE).await {
                 tracing::debug!(%error, "a node that is away keeps its place for now");
             }
+        }
+    }
+}
+
+impl Leader {
+    /// Once all that are left in a set know of it, who was taken out needs to be remembered no longer.
+    async fn tell_who_knows(&self) {
+        let state = self.view.state();
+        let Some(index) = state.newest_eligible() else { return };
+        let matched = self.log.metrics().matched;
+        // What this node has applied is durable in its own log.
+        let knows = |s: &Session| s.node == self.me || matched.get(&s.node).is_some_and(|m| *m >= index);
+        let sessions: BTreeSet<Session> = live_sessions(&state).into_iter().filter(knows).collect();
+        if !state.is_news(&sessions, index) {
+            return;
+        }
+        let entry = ClusterEntry::Known { sessions: sessions.into_iter().collect(), index };
+        if let Err(error) = self.log.propose(entry, LOG_PATIENCE).await {
+            tracing::debug!(%error, "who was taken out is remembered for now");
         }
     }
 }

@@ -24,6 +24,8 @@
 //! When all of the set are back and none of them has kept its memory, an eligible one that has goes first. One that
 //! is proved to lack nothing goes as soon as it is.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use wire::id::{NodeId, Session};
 use wire::policy::Copies;
@@ -138,6 +140,14 @@ impl SlotConfig {
     /// anything to be acknowledged without it.
     pub fn lacks_nothing(&self, node: NodeId) -> bool {
         self.eligible.iter().any(|e| e.node == node && e.since == 0)
+    }
+
+    /// Whether somebody was taken out at or before `index`, and all of the set left are among `sessions`. Who lost
+    /// its memory since may have died before it knew, whatever its present session knows.
+    pub(crate) fn known_by(&self, sessions: &BTreeSet<Session>, index: u64) -> bool {
+        let mut set = self.members.iter().filter(|m| m.state != MemberState::CatchingUp);
+        self.eligible.iter().any(|e| (1..=index).contains(&e.since))
+            && set.all(|m| m.state == MemberState::InSync && m.boot != 0 && sessions.contains(&m.session))
     }
 
     /// The configuration after a change of membership, or `None` if nothing changes.
@@ -274,8 +284,8 @@ impl SlotConfig {
         let is_lost = |m: &Member| live(m.session.node).is_none_or(|l| l.session != m.session);
         let resumes = serving > 0 && self.in_state(MemberState::InSync).all(is_lost);
         let set = self.members.iter().filter(|m| m.state != MemberState::CatchingUp);
-        // Who is there and is no longer needed is not waited for: the others have all it has.
-        let fallen = set.filter(|m| now == 0 || is_lost(m)).map(|m| Eligible {
+        // Who is there and is no longer needed, too: one of the others may be dead already.
+        let fallen = set.map(|m| Eligible {
             node: m.session.node,
             boot: if m.state == MemberState::InSync { m.boot } else { 0 },
             since: now,
@@ -526,12 +536,18 @@ mod tests {
     }
 
     #[test]
-    fn who_is_there_and_not_needed_any_more_is_not_kept_on_record() {
-        let mut config = SlotConfig::new(1, [live(4, 1, 7), live(1, 1, 7)]);
-        config.members.iter_mut().for_each(|m| m.state = InSync);
-        let all = [live(1, 1, 7), live(4, 1, 7)];
-        let config = config.reconfigured(find(&all), &TARGETS[..1], copies(1), AT).expect("changed");
-        assert_eq!((states(&config), config.eligible), (vec![(1, 1, InSync)], vec![]));
+    fn who_is_not_needed_any_more_is_on_record_until_those_left_know() {
+        let all = [live(1, 1, 7), live(2, 1, 8), live(3, 1, 9)];
+        let config = SlotConfig::new(1, all);
+        let two = config.reconfigured(find(&all), &TARGETS[..2], copies(2), AT).expect("changed");
+        assert_eq!(states(&two), [(1, 1, InSync), (2, 1, InSync)]);
+        assert_eq!(taken_out(&two), [(3, AT)]);
+        let all = BTreeSet::from([all[0].session, all[1].session]);
+        assert!(two.known_by(&all, AT) && !two.known_by(&all, AT - 1));
+        assert!(!two.known_by(&BTreeSet::from([live(1, 1, 7).session, live(2, 2, 8).session]), AT));
+        let mut back = two;
+        back.members[1] = Member { boot: 0, state: MemberState::Returned, ..back.members[1].clone() };
+        assert!(!back.known_by(&all, AT), "its session knows, but not the one that lost its memory");
     }
 
     #[test]

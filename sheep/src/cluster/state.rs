@@ -331,6 +331,10 @@ impl ClusterState {
                 self.live(*session)?;
                 Ok(ClusterReply::Admitted(self.admit(*session, *copies, slots, *seen, index)))
             }
+            ClusterEntry::Known { sessions, index } => {
+                self.known(&sessions.iter().copied().collect(), *index);
+                Ok(ClusterReply::Done)
+            }
             ClusterEntry::Demote { session, copies, slot, version } => {
                 self.demote(*session, *copies, *slot, *version);
                 Ok(ClusterReply::Done)

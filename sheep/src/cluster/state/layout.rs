@@ -1,5 +1,7 @@
 //! Where copies belong and who is in sync, as members come and go. Pure.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 impl ClusterState {
@@ -137,6 +139,32 @@ impl ClusterState {
         let mut slots = slots.clone();
         slots.set(slot.0 as usize, Arc::new(next));
         self.slots.insert(copies, slots);
+    }
+
+    /// Whoever was taken out of a slot's set before `index` is no longer eligible, if all who are left know of it.
+    /// No configuration gets another version: nobody but this state uses what is forgotten.
+    pub(super) fn known(&mut self, sessions: &BTreeSet<Session>, index: u64) {
+        for (copies, mut slots) in self.slots.clone() {
+            for i in 0..slots.len() {
+                if slots[i].known_by(sessions, index) {
+                    let mut config = SlotConfig::clone(&slots[i]);
+                    config.eligible.retain(|e| e.since == 0 || e.since > index);
+                    slots.set(i, Arc::new(config));
+                }
+            }
+            self.slots.insert(copies, slots);
+        }
+    }
+
+    /// The highest index at which somebody became eligible because enough others were left, while that is on record.
+    pub(crate) fn newest_eligible(&self) -> Option<u64> {
+        let eligible = self.slots().flat_map(|(_, _, config)| &config.eligible);
+        eligible.map(|e| e.since).max().filter(|since| *since > 0)
+    }
+
+    /// Whether it would change anything that `sessions` know the log up to `index`.
+    pub(crate) fn is_news(&self, sessions: &BTreeSet<Session>, index: u64) -> bool {
+        self.slots().any(|(_, _, config)| config.known_by(sessions, index))
     }
 
     /// What a node's failing disk had not written is gone, though its boot goes on.

@@ -91,6 +91,12 @@ fn entries_about_slots_keep_their_bytes() {
         \x01\x81\xa5Admit\x84\xa7session\x82\xa4node\x11\xa5start\x12\xa6copies\x03\xa5slots\x92\x9212\
         \x9234\xa4seen5",
     );
+    check(
+        &ClusterEntry::Known { sessions: vec![SESSION, OTHER], index: 0x32 },
+        b"\
+        \x01\x81\xa5Known\x82\xa8sessions\x92\x82\xa4node\x11\xa5start\x12\x82\xa4node\x13\xa5start\
+        \x14\xa5index2",
+    );
     let slot = SlotIndex(0x31);
     check(
         &ClusterEntry::Demote { session: SESSION, copies: copies(), slot, version: 0x32 },
