@@ -541,11 +541,12 @@ impl Membership {
     }
 
     async fn renew(&self, ring: &Ring, session: Session) -> bool {
+        let applied = ring.view.applied().index;
         if ring.leader.leads() {
-            return ring.leader.renew(session);
+            return ring.leader.renew(session, applied);
         }
         let Some(leader) = ring.log.leader().map(|l| l.node) else { return false };
-        let meta = RenewRequest { session: session.into() }.encode_to_vec().into();
+        let meta = RenewRequest { session: session.into(), applied }.encode_to_vec().into();
         let call =
             ring.peers.call(leader, Class::Control, op::RENEW, meta, Payload::empty(), Some(RENEW_PATIENCE));
         call.await.is_ok_and(|r| r.status == Status::Ok as u16)

@@ -107,7 +107,7 @@ impl NodeService {
                 let Ok(renew) = RenewRequest::decode(request.meta) else {
                     return refuse(reply, Status::Invalid);
                 };
-                let granted = started.ring.leader.renew(renew.session.into());
+                let granted = started.ring.leader.renew(renew.session.into(), renew.applied);
                 refuse(reply, if granted { Status::Ok } else { Status::Busy });
             }
             op::SUSPECT => {

@@ -4,7 +4,7 @@
 //! Every node runs this; it acts only while its node leads. What it knows of the others is made anew for
 //! every term (rule 8).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,6 +43,8 @@ struct Term {
     term: u64,
     grants: Grants,
     detector: Detector,
+    /// How far sessions have applied the log, as they said themselves.
+    heard: BTreeMap<Session, u64>,
 }
 
 /// The leader's part of a node.
@@ -98,14 +100,18 @@ impl Leader {
         if term.as_ref().is_none_or(|t| t.term != metrics.term) {
             let mut detector = Detector::new(self.me, self.dead_after, now);
             detector.set_members(live_sessions(&self.view.state()), now);
-            *term =
-                Some(Term { term: metrics.term, grants: Grants::new(now, metrics.silent_before), detector });
+            *term = Some(Term {
+                term: metrics.term,
+                grants: Grants::new(now, metrics.silent_before),
+                detector,
+                heard: BTreeMap::new(),
+            });
         }
         term.as_mut().map(|t| f(t, now))
     }
 
-    /// A session asks to renew its lease. Whether it got it.
-    pub(crate) fn renew(&self, session: Session) -> bool {
+    /// A session asks to renew its lease, and says how far it has applied the log. Whether it got it.
+    pub(crate) fn renew(&self, session: Session, applied: u64) -> bool {
         if !self.view.state().is_live(session) {
             return false;
         }
@@ -113,6 +119,7 @@ impl Leader {
         let confirmed = self.log.metrics().quorum_acked_at;
         self.with_term(|term, now| {
             term.detector.renewed(session, now);
+            term.heard.insert(session, applied);
             term.grants.renew(session, confirmed, now).is_ok()
         })
         .unwrap_or(false)
@@ -232,7 +239,10 @@ impl Leader {
         let state = self.view.state();
         // A session that has a successor was waited for before that was let in.
         let replaced = |s: Session| state.node(s.node).is_some_and(|n| n.spec.session.start > s.start);
-        self.with_term(|term, _| term.grants.retain(|session| !replaced(session)));
+        self.with_term(|term, _| {
+            term.grants.retain(|session| !replaced(session));
+            term.heard.retain(|session, _| state.is_live(*session));
+        });
         let metrics = self.log.metrics();
         let voters = choose_voters(&state, &metrics.voters, self.me);
         let members: BTreeSet<NodeId> = state.nodes().map(|n| n.spec.session.node).collect();
@@ -262,10 +272,8 @@ impl Leader {
     async fn tell_who_knows(&self) {
         let state = self.view.state();
         let Some(index) = state.newest_eligible() else { return };
-        let matched = self.log.metrics().matched;
-        // What this node has applied is durable in its own log.
-        let knows = |s: &Session| s.node == self.me || matched.get(&s.node).is_some_and(|m| *m >= index);
-        let sessions: BTreeSet<Session> = live_sessions(&state).into_iter().filter(knows).collect();
+        // Not by node: the log of a process that has not joined yet says nothing of the session before it.
+        let sessions = self.with_term(|term, _| knowing(&term.heard, index)).unwrap_or_default();
         if !state.is_news(&sessions, index) {
             return;
         }
@@ -274,6 +282,11 @@ impl Leader {
             tracing::debug!(%error, "who was taken out is remembered for now");
         }
     }
+}
+
+/// The sessions that have said that they have applied the log up to `index`.
+fn knowing(heard: &BTreeMap<Session, u64>, index: u64) -> BTreeSet<Session> {
+    heard.iter().filter(|(_, applied)| **applied >= index).map(|(session, _)| *session).collect()
 }
 
 fn live_sessions(state: &ClusterState) -> Vec<Session> {
@@ -320,6 +333,15 @@ fn choose_voters(state: &ClusterState, now: &BTreeSet<NodeId>, me: NodeId) -> BT
 mod tests {
     use super::*;
     use wire::id::ClusterId;
+
+    #[test]
+    fn what_a_session_knows_nobody_but_itself_can_say() {
+        let (old, new) = (Session { node: NodeId(1), start: 1 }, Session { node: NodeId(1), start: 2 });
+        let other = Session { node: NodeId(2), start: 1 };
+        let heard = BTreeMap::from([(old, 29), (new, 40), (other, 35)]);
+        assert_eq!(knowing(&heard, 35), BTreeSet::from([new, other]));
+        assert_eq!(knowing(&heard, 36), BTreeSet::from([new]));
+    }
 
     /// Nodes numbered from 1 in these zones.
     fn ring(zones: &[&str]) -> ClusterState {

@@ -274,7 +274,7 @@ fn messages_for_clients_keep_their_bytes() {
 
 #[test]
 fn messages_of_nodes_keep_their_bytes() {
-    check(&RenewRequest { session: SESSION }, "0a0b0912110000000000001013");
+    check(&RenewRequest { session: SESSION, applied: 0x65 }, "0a0b09121100000000000010131065");
     check(&SuspectRequest { session: SESSION }, "0a0b0912110000000000001013");
     check(
         &node_info(),

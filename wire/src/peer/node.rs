@@ -8,6 +8,9 @@ pub struct RenewRequest {
     /// Whose lease.
     #[prost(message, required, tag = "1")]
     pub session: SessionRef,
+    /// The log index that the session has applied.
+    #[prost(uint64, tag = "2")]
+    pub applied: u64,
 }
 
 /// SUSPECT.

@@ -106,8 +106,6 @@ pub struct LogMetrics {
     pub applied: u64,
     /// Index up to which entries have been replaced by a snapshot.
     pub purged: u64,
-    /// On the leader: the index up to which each other node's log has what this one's has, durably.
-    pub matched: BTreeMap<NodeId, u64>,
     /// Voters. In the middle of a change, old and new ones.
     pub voters: BTreeSet<NodeId>,
     /// Nodes that receive entries without a vote.
@@ -293,12 +291,6 @@ impl<M: Machine> ClusterLog<M> {
             leader: metrics.current_leader.map(NodeId),
             last_index: metrics.last_log_index.unwrap_or(0),
             applied: metrics.last_applied.map_or(0, |id| id.index),
-            matched: metrics
-                .replication
-                .iter()
-                .flatten()
-                .filter_map(|(node, matched)| Some((NodeId(*node), matched.as_ref()?.index)))
-                .collect(),
             purged: metrics.purged.map_or(0, |id| id.index),
             learners: membership.learner_ids().map(NodeId).collect(),
             voters,
