@@ -39,9 +39,9 @@ pub(super) fn may_drain(state: &ClusterState, id: NodeId) -> Result<(), AdminErr
     Ok(())
 }
 
-/// How many slots a node still has a part in.
+/// How many slots a node is still on record for, if only until those that took over know it.
 fn slots_on(state: &ClusterState, id: NodeId) -> u64 {
-    state.slots().filter(|(_, _, config)| config.on_node(id).is_some()).count() as u64
+    state.slots().filter(|(_, _, config)| config.is_on_record(id)).count() as u64
 }
 
 /// Why a drain does not advance, for people.
@@ -49,7 +49,7 @@ fn obstacle(state: &ClusterState, id: NodeId) -> String {
     if state.recovery().paused {
         return "recovery is paused: `dog node recovery --resume` lets it go on".to_owned();
     }
-    let waiting = state.slots().filter(|(_, _, c)| c.on_node(id).is_some() && state.waits(c)).count();
+    let waiting = state.slots().filter(|(_, _, c)| c.is_on_record(id) && state.waits(c)).count();
     if waiting > 0 {
         return format!("{waiting} slots wait for copies on nodes that are down");
     }
@@ -137,6 +137,7 @@ impl Admin {
 
 #[cfg(test)]
 mod tests {
+    use super::super::nodes::held;
     use super::super::nodes::tests::{apply, evicted, founded};
     use super::*;
 
@@ -151,6 +152,17 @@ mod tests {
         assert_eq!(may_drain(&one, NodeId(1)), Ok(()), "asking again reports on");
         assert!(may_drain(&one, NodeId(2)).is_err());
         assert_eq!(may_drain(&one, NodeId(9)).expect_err("a stranger").kind, ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_node_is_not_empty_while_it_is_on_record() {
+        let state = evicted(founded(4, 3), &[2]);
+        let on_record: usize = state.slots().filter(|(_, _, config)| config.is_eligible(NodeId(2))).count();
+        assert!(on_record > 0, "taken out of every slot, and nobody has said that it knows");
+        assert!(state.slots().all(|(_, _, config)| config.on_node(NodeId(2)).is_none()));
+        let shown = held(&state).get(&NodeId(2)).copied().unwrap_or_default();
+        assert_eq!(slots_on(&state, NodeId(2)), on_record as u64);
+        assert!(shown.any(), "`node info` says the same");
     }
 
     #[test]

@@ -261,8 +261,8 @@ pub enum Refusal {
     /// The node must be dead or drained for that.
     #[error("node {0} is alive and not drained")]
     NodeInUse(NodeId),
-    /// Some slots have their only in-sync copies there.
-    #[error("node {node} holds the only in-sync copy of {}", count(*slots, "slot", "slots"))]
+    /// In some slots nobody else is sure to have all that was acknowledged.
+    #[error("node {node} may hold what no other node has, in {}", count(*slots, "slot", "slots"))]
     LastCopies {
         /// Which node.
         node: NodeId,

@@ -136,12 +136,6 @@ impl SlotConfig {
         self.eligible.iter().any(|e| e.node == node)
     }
 
-    /// Whether `node` lacks nothing that was acknowledged, whatever the others have seen: too few were left for
-    /// anything to be acknowledged without it.
-    pub fn lacks_nothing(&self, node: NodeId) -> bool {
-        self.eligible.iter().any(|e| e.node == node && e.since == 0)
-    }
-
     /// Whether somebody was taken out at or before `index`, and all of the set left are among `sessions`. Who lost
     /// its memory since may have died before it knew, whatever its present session knows.
     pub(crate) fn known_by(&self, sessions: &BTreeSet<Session>, index: u64) -> bool {

@@ -494,7 +494,7 @@ impl ClusterState {
             .slots()
             .filter(|(_, _, config)| {
                 let here = config.on_node(id).is_some_and(|m| m.state != MemberState::CatchingUp);
-                if alive { here || config.lacks_nothing(id) } else { here && !self.has_live_copy(config) }
+                if alive { here || config.is_eligible(id) } else { here && !self.has_live_copy(config) }
             })
             .count();
         if held > 0 {
