@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::NodeError;
 use crate::identity::IdentityFile;
 use crate::machine::wall_ms;
-use crate::store::{FileSystem, lockfile};
+use crate::store::{FileSystem, NotedFs, lockfile};
 
 /// What the configuration and the directory say, before anything runs.
 pub(crate) struct Ground {
@@ -29,6 +29,19 @@ pub(crate) fn prepare(
 ) -> Result<Ground, NodeError> {
     let io = |source| NodeError::Dir { path: dir.clone(), source };
     let lock = lockfile::lock(&*fs, &dir)?;
+    let noted = NotedFs::new(fs, &dir, boot);
+    if let Some((note, why)) = noted.found().map_err(io)? {
+        return Err(NodeError::Misused {
+            problem: format!(
+                "a sync failed since this machine was started ({why}), so what can be read here may not be on the \
+                 disk; restart the machine, or replace the disk and start with an empty directory: the node then \
+                 joins anew and the ring copies its data back. To use it as it is, remove {}",
+                note.display()
+            ),
+            dir,
+        });
+    }
+    let fs: Arc<dyn FileSystem> = Arc::new(noted);
     let mut identity = IdentityFile::open(fs.clone(), &dir)?;
     if identity.identity.start == 0 {
         // A directory with data but no identity is not ours to use.

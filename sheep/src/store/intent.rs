@@ -27,6 +27,7 @@ use super::error::Error;
 use super::io::FileSystem;
 use super::key::ObjectKey;
 use super::log::{AppendLog, BODY_LEN, Body, LogKind, Ticket};
+use crate::mutant::{Mutant, planted};
 
 /// Marks all regions.
 pub(super) const ALL: u64 = u64::MAX;
@@ -71,10 +72,8 @@ struct Mark {
 
 impl Mark {
     fn can_be_dropped(&self, now: u64) -> bool {
-        self.active == 0
-            && self.suspect == 0
-            && self.synced == self.ended
-            && now.saturating_sub(self.touched) >= IDLE_TICKS
+        let rests = self.synced == self.ended && now.saturating_sub(self.touched) >= IDLE_TICKS;
+        self.active == 0 && self.suspect == 0 && (rests || planted(Mutant::MarksDropped))
     }
 }
 
@@ -130,7 +129,10 @@ impl Intents {
     pub(super) fn try_begin(&self, key: &ObjectKey, regions: u64) -> Option<Marked<'_>> {
         let mut live = self.live.lock();
         let now = live.tick;
-        let mark = live.marks.get_mut(key).filter(|mark| mark.durable & regions == regions)?;
+        let mark = live
+            .marks
+            .get_mut(key)
+            .filter(|mark| mark.durable & regions == regions || planted(Mutant::NoMarks))?;
         mark.active += 1;
         mark.touched = now;
         Some(Marked { intents: self, key: *key, wrote: true })
@@ -159,6 +161,7 @@ impl Intents {
         let mask = if mark.misses > 1 { ALL } else { regions };
         mark.logged |= mask;
         // Appended under the lock, so that a snapshot of the marks covers all that was appended before it.
+        let mask = if planted(Mutant::NoMarks) { 0 } else { mask };
         let ticket = self.log.append(encode(key, mask));
         Pending { ticket, mask, marked: Marked { intents: self, key: *key, wrote: false } }
     }
@@ -241,7 +244,8 @@ impl Intents {
             (live.marks.len(), self.log.record_count())
         };
         // Rewritten sooner than for its size alone, because after a crash every mark costs a look at its object.
-        if records > 2 * count + SLACK_RECORDS / 32 { self.rewrite() } else { Ok(()) }
+        let long = records > 2 * count + SLACK_RECORDS / 32 || planted(Mutant::MarksDropped);
+        if long { self.rewrite() } else { Ok(()) }
     }
 
     /// Drops everything durable, at once: for a clean stop.

@@ -19,7 +19,7 @@
 //!    in each sector. Such objects are the [`suspects`](LocalStore::suspects) until they are settled.
 //! 3. What was flushed is durable: data, table, version and the names that lead to them.
 //! 4. A sync that failed ends the store's life ([`Error::Poisoned`]): the kernel may have dropped the data
-//!    while saying so only once.
+//!    while saying so only once. A note keeps later processes of the boot from believing it (`sync_note.rs`).
 //!
 //! In the order of the path: `write.rs` and `read.rs`, under them `cache.rs` (open objects), `format.rs` (bytes),
 //! `intent.rs` over `log.rs`, `flush.rs` over `group.rs`; beside them `create.rs` (and remove), `repair.rs`
@@ -45,6 +45,7 @@ mod repair;
 mod requests;
 mod seal;
 mod sim;
+mod sync_note;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -62,4 +63,5 @@ pub use real::RealFs;
 pub use repair::BlockCopy;
 pub(crate) use requests::Place;
 pub use sim::{SimFs, Verb};
+pub(crate) use sync_note::NotedFs;
 pub use write::{Write, WriteKind};

@@ -19,6 +19,7 @@ use super::key::{self, ObjectKey};
 use super::log::{AppendLog, LogKind};
 use super::requests::{Place, Requests};
 use super::seal::Seals;
+use crate::mutant::{Mutant, planted};
 
 const FORMAT_TEXT: &[u8] = b"sheepdog objects 1\n";
 
@@ -224,6 +225,9 @@ impl LocalStore {
 
     /// Ends the store's life: a sync has failed.
     pub(super) fn poison(&self, cause: &dyn std::fmt::Display) -> Error {
+        if planted(Mutant::SyncAgain) {
+            return Error::Poisoned(cause.to_string());
+        }
         let cause = self.poison.get_or_init(|| cause.to_string());
         Error::Poisoned(cause.clone())
     }

@@ -7,6 +7,9 @@
 //! - Until its directory is synced, each name means what it meant at the last sync or what it means now, on its own:
 //!   a rename may leave both names, or none.
 //! - Any call can be told to fail, once or, as if the machine had stopped, from then on.
+//! - A sync that fails leaves some of what it was to write where only the kernel has it: it reads as before, later
+//!   syncs succeed, and a power cut takes it away.
+//! - A full disk takes no sector and no name more than it has.
 //!
 //! Sectors never written are not stored, so objects of 4 MiB cost what is written to them.
 
@@ -28,6 +31,7 @@ const EIO: i32 = 5;
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
 const ENOTDIR: i32 = 20;
+const ENOSPC: i32 = 28;
 
 /// A kind of call that can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -112,6 +116,9 @@ struct State {
     halt_at: Option<u64>,
     locks: HashSet<PathBuf>,
     capacity: u64,
+    full: bool,
+    /// A sync has failed since the last power cut.
+    sync_failed: bool,
 }
 
 /// The simulated file system; clones are the same one.
@@ -139,7 +146,42 @@ impl SimFs {
             halt_at: None,
             locks: HashSet::new(),
             capacity: 1 << 40,
+            full: false,
+            sync_failed: false,
         })))
+    }
+
+    /// A disk with what this one shows at the moment, all of it durable: a backup.
+    pub fn copy(&self) -> Self {
+        let state = self.0.lock();
+        let nodes = state.nodes.iter().map(|(ino, node)| {
+            let node = match node {
+                Node::File(file) => Node::File(FileNode {
+                    now: file.now.clone(),
+                    len: file.len,
+                    durable: file.now.clone(),
+                    durable_len: file.len,
+                    ..FileNode::default()
+                }),
+                Node::Dir(dir) => Node::Dir(DirNode { now: dir.now.clone(), durable: dir.now.clone() }),
+            };
+            (*ino, node)
+        });
+        let copy = Self::new();
+        let mut other = copy.0.lock();
+        (other.nodes, other.next) = (nodes.collect(), state.next);
+        drop(other);
+        copy
+    }
+
+    /// Whether the disk takes anything more.
+    pub fn set_full(&self, full: bool) {
+        self.0.lock().full = full;
+    }
+
+    /// Whether a sync has failed since the last power cut.
+    pub fn sync_has_failed(&self) -> bool {
+        self.0.lock().sync_failed
     }
 
     /// Makes the `nth` call of `verb` from now, counted from 1, fail with an OS error (5 is EIO, 28 ENOSPC).
@@ -147,6 +189,11 @@ impl SimFs {
         let mut state = self.0.lock();
         let at = state.counts.get(&verb).copied().unwrap_or(0) + nth;
         state.faults.push((verb, at, os_error));
+    }
+
+    /// Takes back all that [`Self::fail`] has asked for.
+    pub fn fail_no_more(&self) {
+        self.0.lock().faults.clear();
     }
 
     /// Lets `calls` more calls through; all others fail, until [`Self::power_cut`].
@@ -157,8 +204,7 @@ impl SimFs {
 
     /// Whether calls fail because of [`Self::halt_after`].
     pub fn has_halted(&self) -> bool {
-        let state = self.0.lock();
-        state.halt_at.is_some_and(|at| state.calls >= at)
+        self.0.lock().halted()
     }
 
     /// How many calls were made.
@@ -176,6 +222,7 @@ impl SimFs {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut state = self.0.lock();
         state.restart();
+        state.sync_failed = false;
         let mut inos: Vec<Ino> = state.nodes.keys().copied().collect();
         inos.sort_unstable();
         for ino in inos {
@@ -235,6 +282,11 @@ impl FileNode {
         Ok(())
     }
 
+    /// Whether a range takes no space that the file does not have.
+    fn holds(&self, offset: u64, len: u64) -> bool {
+        (offset / SECTOR..(offset + len).div_ceil(SECTOR)).all(|index| self.now.contains_key(&index))
+    }
+
     fn write(&mut self, data: &[u8], offset: u64) {
         let mut done = 0;
         while done < data.len() {
@@ -279,6 +331,14 @@ impl FileNode {
         }
         self.len = len;
         self.lengths.push((len, false));
+    }
+
+    /// A sync fails: every other sector is kept from the disk for ever, though it reads as before.
+    fn fail_sync(&mut self) {
+        let mut changed = std::mem::take(&mut self.history);
+        changed.retain(|index, _| index % 2 == 0);
+        self.history = changed;
+        self.lengths.clear();
     }
 
     fn sync(&mut self) {
@@ -356,8 +416,12 @@ impl State {
         self.nodes.retain(|ino, _| reached.contains(ino));
     }
 
+    fn halted(&self) -> bool {
+        self.halt_at.is_some_and(|at| self.calls >= at)
+    }
+
     fn enter(&mut self, verb: Verb) -> io::Result<()> {
-        if self.halt_at.is_some_and(|at| self.calls >= at) {
+        if self.halted() {
             return os_error(EIO);
         }
         self.calls += 1;
@@ -406,6 +470,9 @@ impl State {
     }
 
     fn add(&mut self, path: &Path, node: Node) -> io::Result<Ino> {
+        if self.full {
+            return os_error(ENOSPC);
+        }
         let ino = self.next;
         let (dir, name) = self.parent(path)?;
         if dir.now.contains_key(&name) {
@@ -488,7 +555,7 @@ impl FileSystem for SimFs {
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
         let state = self.0.lock();
-        if state.halt_at.is_some_and(|at| state.calls >= at) {
+        if state.halted() {
             return os_error(EIO);
         }
         Ok(state.find(path).is_ok())
@@ -496,7 +563,10 @@ impl FileSystem for SimFs {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.0.lock();
-        state.enter(Verb::SyncDir)?;
+        if let Err(error) = state.enter(Verb::SyncDir) {
+            state.sync_failed |= !state.halted();
+            return Err(error);
+        }
         let ino = state.find(dir)?;
         let dir = state.dir(ino)?;
         dir.durable = dir.now.clone();
@@ -569,7 +639,11 @@ impl File for SimFile {
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<()> {
+        let full = self.fs.0.lock().full;
         self.with(Verb::Write, |file| {
+            if full && !file.holds(offset, data.len() as u64) {
+                return os_error(ENOSPC);
+            }
             file.write(data, offset);
             Ok(())
         })
@@ -591,9 +665,18 @@ impl File for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.with(Verb::SyncData, |file| {
+        let synced = self.with(Verb::SyncData, |file| {
             file.sync();
             Ok(())
-        })
+        });
+        if synced.is_err() {
+            let mut state = self.fs.0.lock();
+            // One that the machine's end cut short is no failure of the disk.
+            if state.boot == self.boot && !state.halted() {
+                state.sync_failed = true;
+                state.file(self.ino)?.fail_sync();
+            }
+        }
+        synced
     }
 }
