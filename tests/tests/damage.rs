@@ -423,6 +423,26 @@ fn a_copy_that_catches_up_lends_a_block_that_a_write_waits_for() {
 }
 
 #[test]
+fn what_a_crash_tore_everywhere_is_settled_although_nobody_opens_it() {
+    let mut ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    let mut client = ring.open(0, "vol");
+    client.write(0, &DATA).expect("written");
+    (0..3).for_each(|index| ring[index].kill());
+    for index in 0..3 {
+        overwrite(&data_files(&ring[index].dir)[0], 12288 + 5 * 4096, 512);
+    }
+    ring.start_all();
+    // Whoever came back first is in sync, and the others are to become equal to what it calls damaged.
+    ring.wait_full();
+    ring.dog(0, &["cluster", "check", "--deep"]).ok();
+    let read = ring.open(1, "vol").read(0, DATA.len() as u32).expect("read");
+    let (before, torn) = (&read[..5 * 4096], &read[5 * 4096..6 * 4096]);
+    assert_eq!(before, &DATA[..5 * 4096]);
+    assert_eq!((&torn[..512], &torn[512..]), (&[0xa5; 512][..], &DATA[5 * 4096 + 512..6 * 4096]));
+}
+
+#[test]
 fn a_ring_whose_log_is_gone_is_not_taken_for_none() {
     let mut ring = Ring::local();
     ring.dog(0, &["cluster", "format", "-c", "1"]).ok();
@@ -463,4 +483,33 @@ fn a_damaged_log_names_a_way_out_that_works() {
     ring.wait_full();
     assert_eq!(ring.open(2, "vol").read(0, DATA.len() as u32).expect("read"), DATA);
     ring.assert_same_everywhere("vol");
+}
+
+#[test]
+fn a_directory_in_which_a_sync_has_failed_is_refused_until_the_machine_restarts() {
+    let mut ring = Ring::local();
+    ring.dog(0, &["cluster", "format", "-c", "1"]).ok();
+    ring.create("vol", "64M");
+    ring[0].kill();
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("read");
+    let boot: String = boot.chars().filter(char::is_ascii_hexdigit).collect();
+    let dir = ring[0].dir.clone();
+    let note = dir.join(format!("sync-failed.{boot}"));
+    fs::rename(dir.join("sync-note"), &note).expect("every start leaves one to be renamed");
+    fs::write(&note, "objects: Input/output error\n").expect("written");
+    let said = ring[0].try_start().expect_err("nobody knows what is on the disk").stderr;
+    for part in [
+        "objects: Input/output error",
+        "restart the machine",
+        "replace the disk",
+        &note.display().to_string(),
+    ] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    // As after a restart of the machine.
+    let earlier = dir.join(format!("sync-failed.{}", "0".repeat(boot.len())));
+    fs::rename(&note, &earlier).expect("renamed");
+    ring[0].start();
+    assert!(!earlier.exists() && dir.join("sync-note").exists());
+    assert_eq!(ring.dog_json(0, &["vdi", "list"]).as_array().map(Vec::len), Some(1));
 }

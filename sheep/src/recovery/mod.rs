@@ -9,10 +9,12 @@
 //! | `slot` | one slot: list, compare, pull |
 //! | `throttle` | how fast; pure |
 //! | `sweep` | slots and VDIs that are no longer here |
+//! | `unowned` | VDIs that a crash left unsettled and nobody opens |
 
 mod slot;
 mod sweep;
 mod throttle;
+mod unowned;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -80,6 +82,7 @@ impl Recovery {
             () = cancel.cancelled() => {}
             () = self.work() => {}
             () = self.watch_disk() => {}
+            () = self.settle_unowned() => {}
         }
     }
 
