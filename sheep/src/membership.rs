@@ -296,11 +296,15 @@ impl Membership {
         let ours =
             reply.me.cluster.is_empty() || self.cluster().is_some_and(|c| bytes_of(c) == reply.me.cluster);
         if reply.removed && ours && state.node(self.me.session().node).is_none() {
-            self.stop(format!(
-                "node {} was removed from its ring: start with an empty directory to join as a new node",
-                self.me.session().node
-            ));
+            self.stop_removed();
         }
+    }
+
+    fn stop_removed(&self) {
+        let node = self.me.session().node;
+        self.stop(format!(
+            "node {node} was removed from its ring: start with an empty directory to join as a new node"
+        ));
     }
 
     fn stop(&self, why: String) {
@@ -400,7 +404,7 @@ impl Membership {
                     continue;
                 }
             } else if state.is_removed(me.node) {
-                self.stop(format!("node {} was removed from its ring", me.node));
+                self.stop_removed();
             }
             match self.ask_to_join(ring, &state).await {
                 Some(reply) if reply.duplicate => {
@@ -413,6 +417,8 @@ impl Membership {
                         ));
                     }
                 }
+                // The leader's answer; this node's own log may end before that.
+                Some(reply) if reply.removed => self.stop_removed(),
                 Some(reply) if !reply.refused.is_empty() => {
                     tracing::warn!(reason = reply.refused, "the ring does not let this node in");
                     tokio::time::sleep(INTRODUCE_EVERY).await;

@@ -285,6 +285,27 @@ fn a_copied_directory_is_not_taken_for_the_node() {
 }
 
 #[test]
+fn a_removed_node_ends_although_its_own_log_still_has_it() {
+    let mut ring = Ring::formatted(4);
+    let id = ring.id(3);
+    ring[3].kill();
+    wait::until(Duration::from_secs(20), "it is removed", || {
+        let output = ring.dog(0, &["node", "remove", &id]);
+        if output.status == 0 { Ok(()) } else { Err(output) }
+    });
+    (0..3).for_each(|index| ring[index].kill());
+    // Nobody can tell it yet, so it goes on with what it knows.
+    ring[3].launch();
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(ring[3].is_running());
+    (0..3).for_each(|index| ring[index].launch());
+    let status = ring[3].wait_end(Duration::from_secs(20));
+    assert!(!status.success());
+    let log = ring[3].log();
+    assert!(log.contains("was removed from its ring: start with an empty directory"), "{log}");
+}
+
+#[test]
 fn a_newer_format_is_refused() {
     let mut ring = Ring::formatted(1);
     ring[0].terminate();
