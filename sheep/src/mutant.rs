@@ -19,12 +19,32 @@ pub(crate) enum Mutant {
     ApplyTwice,
     /// A takeover believes what any copy says of applied requests, in sync or not.
     BelieveAnyone,
+    /// A copy applies a write whatever it was to follow.
+    AnyPredecessor,
+    /// A copy takes requests of generations and configurations that have ended.
+    NoFencing,
+    /// A dead in-sync set is resumed by any of its members, whether or not its machine lost power since.
+    AnyBoot,
+    /// Data is written without marks of where it may differ after a crash.
+    NoMarks,
+    /// Marks are dropped before what they stand for is durable.
+    MarksDropped,
+    /// The first flush of a generation goes only to those that the generation has written to.
+    FirstFlushSome,
+    /// A read does not wait for the writes that it overlaps.
+    ReadsOvertake,
+    /// A client's earlier attach generations go on.
+    LateWrites,
+    /// Names are not made durable.
+    NamesUnsynced,
+    /// After a failed sync the store goes on, and so does the next process.
+    SyncAgain,
 }
 
 #[cfg(test)]
 impl Mutant {
     /// All of them.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::AckAtOne,
         Self::NoSeal,
         Self::NoLeaseCheck,
@@ -32,6 +52,16 @@ impl Mutant {
         Self::AdmitEarly,
         Self::ApplyTwice,
         Self::BelieveAnyone,
+        Self::AnyPredecessor,
+        Self::NoFencing,
+        Self::AnyBoot,
+        Self::NoMarks,
+        Self::MarksDropped,
+        Self::FirstFlushSome,
+        Self::ReadsOvertake,
+        Self::LateWrites,
+        Self::NamesUnsynced,
+        Self::SyncAgain,
     ];
 }
 

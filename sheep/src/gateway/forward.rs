@@ -13,6 +13,7 @@ use wire::peer::{Connection, OpenRequest, Status, StatusReply, VdiInfoReply, Vdi
 
 use super::Gateway;
 use crate::cluster::state::ClusterState;
+use crate::mutant::{Mutant, planted};
 use crate::peer::{PeerInfo, Request, Responder};
 use crate::vdi::clients::Arrival;
 use crate::vdi::owner::{IoFailure, Owner};
@@ -39,6 +40,7 @@ pub(super) fn refuse(status: Status) -> (Status, Bytes) {
 /// Whether a higher attach generation of a connection's client is known.
 pub(super) fn is_fenced(state: &ClusterState, vdi: VdiId, connection: &Connection) -> bool {
     !connection.attach_client.is_empty()
+        && !planted(Mutant::LateWrites)
         && state
             .vdi(vdi)
             .and_then(|v| v.attached.get(&connection.attach_client))
@@ -51,10 +53,9 @@ pub(super) async fn open_here(owner: &Owner, connection: Connection) -> Result<(
     if is_fenced(&state, owner.vdi, &connection) {
         return Err(IoFailure::Fenced);
     }
-    if !connection.attach_client.is_empty() {
-        let (client, generation) = (connection.attach_client.clone(), connection.attach_generation);
-        // Withdrawn here, since this owner may not have seen the log's entry yet.
-        owner.clients.revoke(|c| c.attach_client == client && c.attach_generation < generation).await;
+    if !connection.attach_client.is_empty() && !planted(Mutant::LateWrites) {
+        // Here too, since this owner may not have seen the log's entry yet.
+        owner.clients.supersede(&connection.attach_client, connection.attach_generation).await;
     }
     owner.clients.open(connection)?;
     owner.current().map(drop)

@@ -42,6 +42,7 @@ use crate::cluster::session::Me;
 use crate::cluster::slots::MemberState;
 use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
+use crate::mutant::{Mutant, planted};
 use crate::store::{self, LocalStore, ObjectKey};
 pub(crate) use fill::{Kept, SlotFill};
 use lanes::Lanes;
@@ -130,6 +131,9 @@ impl Replica {
 
     /// The disk is to be taken for failed.
     pub(crate) fn fail(&self, why: String) {
+        if planted(Mutant::SyncAgain) {
+            return;
+        }
         self.failed.send_if_modified(|f| f.is_none() && f.replace(why).is_none());
     }
 
@@ -162,12 +166,13 @@ impl Replica {
         let vdi = fence.vdi();
         // Known to the log is as good as sealed: the old owner's lease has ended by then.
         let known = state.vdi(vdi).map_or(Generation(0), |v| v.owner.generation);
-        if fence.generation() < known.max(self.store.sealed(vdi)) || state.is_deleted(vdi) {
+        let ended = fence.generation() < known.max(self.store.sealed(vdi)) && !planted(Mutant::NoFencing);
+        if ended || state.is_deleted(vdi) {
             return Err(Status::StaleGeneration);
         }
         let Some((copies, slot)) = slot else { return Ok(Role::None) };
         let Some(config) = state.slot(copies, slot) else { return Err(Status::Busy) };
-        if fence.config < config.version {
+        if fence.config < config.version && !planted(Mutant::NoFencing) {
             return Err(Status::StaleConfig);
         }
         // Who answers under a configuration knows it, and so who was taken out (slots.rs).
@@ -316,7 +321,7 @@ impl Replica {
         if have >= version {
             return Ok(have);
         }
-        if have != Version::from(request.predecessor) {
+        if have != Version::from(request.predecessor) && !planted(Mutant::AnyPredecessor) {
             return Err(Status::Gap);
         }
         let kind = match WriteKind::try_from(request.kind) {

@@ -47,7 +47,11 @@ impl Gateway {
 #[derive(Default)]
 struct Table {
     connections: HashMap<(Session, u64), Connection>,
+    /// Connections that have ended with something under way, until that has ended too.
+    ending: HashMap<(Session, u64), Connection>,
     in_flight: HashMap<(Session, u64), u32>,
+    /// The highest attach generation of each client that was opened here: the log may not have told of it yet.
+    attached: HashMap<String, u64>,
     /// Connections whose right was withdrawn: numbers are never used twice, so they stay here for as long as
     /// their gateway lives.
     revoked: HashSet<(Session, u64)>,
@@ -55,6 +59,22 @@ struct Table {
     gateways: HashMap<Session, Gateway>,
     /// Writes that have ended of requests of this node's own gateway which have not.
     own: HashMap<u64, Vec<u64>>,
+}
+
+impl Table {
+    fn end(&mut self, key: (Session, u64)) {
+        if let Some(connection) = self.connections.remove(&key)
+            && self.in_flight.contains_key(&key)
+        {
+            self.ending.insert(key, connection);
+        }
+    }
+
+    /// Connections on which something may still be under way.
+    fn busy(&self) -> impl Iterator<Item = &Connection> {
+        let all = self.connections.iter().chain(&self.ending);
+        all.filter(|(key, _)| self.in_flight.contains_key(key)).map(|(_, connection)| connection)
+    }
 }
 
 /// Connections and requests at an owner.
@@ -77,6 +97,7 @@ impl Drop for InFlight<'_> {
             *count -= 1;
             if *count == 0 {
                 table.in_flight.remove(&self.key);
+                table.ending.remove(&self.key);
                 self.clients.ended.notify_waiters();
             }
         }
@@ -88,11 +109,26 @@ impl Clients {
     pub(crate) fn open(&self, connection: Connection) -> Result<(), IoFailure> {
         let key = (connection.gateway.into(), connection.connection);
         let mut table = self.table.lock();
-        if table.revoked.contains(&key) {
+        let newest = table.attached.get(&connection.attach_client);
+        if table.revoked.contains(&key) || newest.is_some_and(|newest| *newest > connection.attach_generation)
+        {
             return Err(IoFailure::Fenced);
         }
         table.connections.insert(key, connection);
         Ok(())
+    }
+
+    /// A client attaches with a generation: from the first moment on nothing of its lower ones begins, and on
+    /// return nothing of them is under way. Cancel-safe: what was withdrawn stays so.
+    pub(crate) async fn supersede(&self, client: &str, generation: u64) {
+        {
+            let mut table = self.table.lock();
+            let newest = table.attached.entry(client.to_owned()).or_default();
+            *newest = generation.max(*newest);
+        }
+        let lower = |c: &Connection| c.attach_client == client && c.attach_generation < generation;
+        self.revoke(lower).await;
+        self.idle(lower).await;
     }
 
     /// Withdraws the right of connections, and returns them once nothing is under way on them. From the
@@ -116,7 +152,7 @@ impl Clients {
 
     /// A connection has ended.
     pub(crate) fn close(&self, gateway: Session, connection: u64) {
-        self.table.lock().connections.remove(&(gateway, connection));
+        self.table.lock().end((gateway, connection));
     }
 
     /// Connections of sessions that are over go with them, and requests of processes that are gone. Returns
@@ -127,7 +163,9 @@ impl Clients {
         may_return: impl Fn(Session) -> bool,
     ) -> Vec<u64> {
         let mut table = self.table.lock();
-        table.connections.retain(|(gateway, _), _| alive(*gateway));
+        let over: Vec<_> =
+            table.connections.keys().filter(|(gateway, _)| !alive(*gateway)).copied().collect();
+        over.into_iter().for_each(|key| table.end(key));
         table.revoked.retain(|(gateway, _)| alive(*gateway));
         let mut freed = Vec::new();
         table.gateways.retain(|gateway, known| {
@@ -172,13 +210,8 @@ impl Clients {
             let ended = self.ended.notified();
             tokio::pin!(ended);
             ended.as_mut().enable();
-            {
-                let table = self.table.lock();
-                let busy =
-                    table.connections.iter().any(|(key, c)| which(c) && table.in_flight.contains_key(key));
-                if !busy {
-                    return;
-                }
+            if !self.table.lock().busy().any(&which) {
+                return;
             }
             ended.await;
         }
@@ -311,6 +344,48 @@ mod tests {
         assert!(clients.keep_own_number(request(5), 78));
         assert_eq!(clients.end_own(request(5)), [77, 78]);
         assert!(!clients.keep_own_number(request(5), 79));
+    }
+
+    fn attached(connection: u64, generation: u64) -> Connection {
+        let gateway = Session { node: wire::id::NodeId(1), start: 1 };
+        Connection {
+            gateway: gateway.into(),
+            connection,
+            attach_client: "c".into(),
+            attach_generation: generation,
+            ..Connection::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_an_ended_connection_has_under_way_is_waited_for_by_the_next_generation() {
+        use futures::FutureExt;
+        let gateway = Session { node: wire::id::NodeId(1), start: 1 };
+        let by_close = |clients: &Clients| clients.close(gateway, 3);
+        let by_death = |clients: &Clients| _ = clients.retain_gateways(|_| false, |_| true);
+        for end in [&by_close as &dyn Fn(&Clients), &by_death] {
+            let clients = Clients::default();
+            clients.open(attached(3, 1)).expect("not withdrawn");
+            let under_way = clients.begin(gateway, 3, |_| false).expect("known").expect("not fenced");
+            end(&clients);
+            assert!(clients.connections().is_empty() && clients.begin(gateway, 3, |_| false).is_none());
+            let mut next = Box::pin(clients.supersede("c", 2));
+            assert!((&mut next).now_or_never().is_none());
+            drop(under_way);
+            next.now_or_never().expect("nothing is under way");
+            assert!(clients.table.lock().ending.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lower_generation_is_refused_although_the_log_does_not_tell_yet() {
+        let clients = Clients::default();
+        clients.supersede("c", 2).await;
+        clients.open(attached(4, 2)).expect("the newest");
+        clients.close(attached(4, 2).gateway.into(), 4);
+        // Its gateway still has a request of it, and makes it known to an owner that has not met it before.
+        assert_eq!(clients.open(attached(3, 1)), Err(IoFailure::Fenced));
+        clients.open(attached(5, 2)).expect("the same once more");
     }
 
     #[tokio::test]

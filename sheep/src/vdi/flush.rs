@@ -80,7 +80,7 @@ impl Owner {
         loop {
             let state = self.current()?;
             let mut targets = dirty.sessions.clone();
-            if dirty.everybody {
+            if dirty.everybody && !planted(Mutant::FirstFlushSome) {
                 let holders = state.nodes().filter(|n| !n.spec.gateway).filter_map(|n| n.live_session());
                 targets.extend(holders);
             }

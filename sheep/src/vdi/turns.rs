@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use crate::mutant::{Mutant, planted};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -65,7 +66,8 @@ impl Turns {
             let mut queue = self.queue.lock();
             queue.next += 1;
             let (id, end) = (queue.next, offset.saturating_add(len));
-            let free = !queue.waiting.iter().any(|w| w.conflicts(access, offset, end));
+            let overtakes = access == Access::Read && planted(Mutant::ReadsOvertake);
+            let free = overtakes || !queue.waiting.iter().any(|w| w.conflicts(access, offset, end));
             queue.waiting.push(Waiting { id, access, start: offset, end });
             (Turn { turns: self.clone(), id }, free)
         };
