@@ -4,6 +4,7 @@
 //! goes elsewhere when that dies: what it had under way then has no answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use super::oracle::{Oracle, SECTOR, Stamp};
+use super::oracle::{Attached, Oracle, SECTOR, Stamp};
 use super::process::Running;
 use super::world::{Story, watched_sector};
 use crate::nbd::{ClientInfo, Export, Exports, IoError, Segment, WriteFlags, ZeroFlags};
@@ -60,17 +61,35 @@ pub(super) struct Client {
     /// It only reads: one that writes is soon held up where nothing can be written.
     reader: bool,
     name: String,
+    attached: Option<Attached>,
+    /// It has hung up. What it had sent is done to its end, as by the NBD server, and nobody hears of it.
+    hung_up: Arc<AtomicBool>,
 }
 
 impl Client {
     /// Connects; `None` if the sheep does not let it.
-    pub(super) async fn connect(desk: Desk, at: Running, name: String, seed: u64) -> Option<Self> {
-        let vdi: ExportName = VDI.parse().ok()?;
+    pub(super) async fn connect(
+        desk: Desk,
+        at: Running,
+        name: String,
+        attached: Option<Attached>,
+        hung_up: Arc<AtomicBool>,
+        seed: u64,
+    ) -> Option<Self> {
+        let suffix = attached.map(|a| format!(",attach=client{}:{}", a.client, a.generation));
+        let vdi: ExportName = format!("{VDI}{}", suffix.unwrap_or_default()).parse().ok()?;
         let info = ClientInfo { peer: name.clone() };
         let export = at.exports().open(&vdi, info).await.ok()?;
+        if hung_up.load(Ordering::Relaxed) {
+            export.close().await;
+            return None;
+        }
+        if let Some(attached) = attached {
+            desk.oracle.lock().attached(attached);
+        }
         let mut rng = StdRng::seed_from_u64(seed);
         let reader = rng.random_bool(0.35);
-        Some(Self { desk, export, rng, reader, name })
+        Some(Self { desk, export, rng, reader, name, attached, hung_up })
     }
 
     /// Works until it has had enough.
@@ -79,6 +98,9 @@ impl Client {
             let pause = self.rng.random_range(0..15_000);
             tokio::time::sleep(Duration::from_micros(pause)).await;
             if let Err(error) = self.request().await {
+                if self.hung_up.load(Ordering::Relaxed) {
+                    break;
+                }
                 self.desk.story.tell(format!("{} ends: {error}", self.name));
                 if matches!(error, IoError::Io | IoError::Invalid) {
                     self.desk.oracle.lock().broken.push(format!("a request failed: {error}"));
@@ -87,6 +109,11 @@ impl Client {
             }
         }
         self.export.close().await;
+    }
+
+    /// What came of a request, if it is there to hear it.
+    fn heard<T>(&self, result: Result<T, IoError>) -> Result<T, IoError> {
+        if self.hung_up.load(Ordering::Relaxed) { Err(IoError::Shutdown) } else { result }
     }
 
     async fn request(&mut self) -> Result<(), IoError> {
@@ -99,21 +126,23 @@ impl Client {
             0..45 => self.write(first, count).await,
             45..82 => self.read(first, count).await,
             82..87 => {
-                let (begun, fua) = (self.desk.oracle.lock().write(first, count, true), self.rng.random());
-                self.export.trim(offset, len, fua).await?;
+                let begun = self.desk.oracle.lock().write(first, count, true, self.attached);
+                let fua = self.rng.random();
+                self.heard(self.export.trim(offset, len, fua).await)?;
                 self.desk.oracle.lock().acknowledge(&begun, fua);
                 Ok(())
             }
             87..92 => {
-                let (begun, fua) = (self.desk.oracle.lock().write(first, count, true), self.rng.random());
+                let begun = self.desk.oracle.lock().write(first, count, true, self.attached);
+                let fua = self.rng.random();
                 let flags = ZeroFlags { fua, may_punch: self.rng.random(), fast: false };
-                self.export.write_zeroes(offset, len, flags).await?;
+                self.heard(self.export.write_zeroes(offset, len, flags).await)?;
                 self.desk.oracle.lock().acknowledge(&begun, fua);
                 Ok(())
             }
             _ => {
                 let from = self.desk.oracle.lock().moment();
-                self.export.flush().await?;
+                self.heard(self.export.flush().await)?;
                 self.desk.oracle.lock().flushed(from);
                 Ok(())
             }
@@ -121,10 +150,11 @@ impl Client {
     }
 
     async fn write(&mut self, first: u64, count: u64) -> Result<(), IoError> {
-        let begun = self.desk.oracle.lock().write(first, count, false);
+        let begun = self.desk.oracle.lock().write(first, count, false, self.attached);
         self.tell(first, count, || format!("sends {}", begun.stamp));
         let flags = WriteFlags { fua: self.rng.random_bool(0.1) };
-        self.export.write(first * SECTOR as u64, fill(begun.stamp, first, count), flags).await?;
+        let data = fill(begun.stamp, first, count);
+        self.heard(self.export.write(first * SECTOR as u64, data, flags).await)?;
         self.desk.oracle.lock().acknowledge(&begun, flags.fua);
         self.tell(first, count, || format!("has written {}", begun.stamp));
         Ok(())
@@ -140,7 +170,8 @@ impl Client {
     /// Reads sectors and has the oracle judge them.
     pub(super) async fn read(&mut self, first: u64, count: u64) -> Result<(), IoError> {
         let from = self.desk.oracle.lock().moment();
-        let segments = self.export.read(first * SECTOR as u64, (count as usize * SECTOR) as u32).await?;
+        let read = self.export.read(first * SECTOR as u64, (count as usize * SECTOR) as u32).await;
+        let segments = self.heard(read)?;
         let mut bytes = Vec::with_capacity(count as usize * SECTOR);
         for segment in &segments {
             match segment {

@@ -7,9 +7,11 @@ use rand::Rng;
 
 use super::client::{Desk, VDI};
 use super::net::Machine;
+use super::operator;
 use super::world::World;
 use crate::cluster::slots::MemberState;
 use crate::mutant::Mutant;
+use crate::store::{SimFs, Verb};
 
 /// Something that goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,11 +50,25 @@ pub(super) enum Fault {
     Delay,
     /// A disk is slow.
     SlowDisk,
+    /// A call to a disk fails.
+    DiskError,
+    /// A sync fails, and the kernel keeps to itself some of what it should have written.
+    SyncError,
+    /// A disk has no space left for a while.
+    FullDisk,
+    /// A directory is lost, and its node begins with an empty one.
+    Wipe,
+    /// A directory is put back to what it was at some time.
+    RollBack,
+    /// A node is drained, removed, and begins with an empty directory.
+    Retire,
+    /// Another machine joins.
+    Grow,
 }
 
 impl Fault {
     /// All of them.
-    pub(super) const ALL: [Self; 17] = [
+    pub(super) const ALL: [Self; 24] = [
         Self::Kill,
         Self::FastRestart,
         Self::KillLeader,
@@ -70,9 +86,17 @@ impl Fault {
         Self::Mute,
         Self::Delay,
         Self::SlowDisk,
+        Self::DiskError,
+        Self::SyncError,
+        Self::FullDisk,
+        Self::Wipe,
+        Self::RollBack,
+        Self::Retire,
+        Self::Grow,
     ];
 }
 
+const EIO: i32 = 5;
 /// More calls than a disk gets.
 const NEVER: u64 = 1 << 40;
 
@@ -81,8 +105,22 @@ pub(super) type Fired = BTreeMap<Fault, u64>;
 
 /// What may go wrong: all of it, or, so that a mutant shows soon, what it takes to bring it out.
 pub(super) fn faults_for(mutant: Option<Mutant>) -> &'static [Fault] {
+    const PAUSES: &[Fault] = &[Fault::Pause, Fault::IsolateOwner, Fault::Mute, Fault::Isolate];
+    const KILLS: &[Fault] =
+        &[Fault::Kill, Fault::KillOwner, Fault::StorageRestart, Fault::Pause, Fault::OneWay];
+    const POWER: &[Fault] =
+        &[Fault::PowerLoss, Fault::PowerLossMidway, Fault::RingPowerLoss, Fault::KillOwner];
     match mutant {
-        Some(Mutant::BelieveAnyone) => &[Fault::Pause, Fault::IsolateOwner, Fault::Mute, Fault::Isolate],
+        Some(Mutant::BelieveAnyone | Mutant::NoFencing | Mutant::NoLeaseCheck | Mutant::LateWrites) => PAUSES,
+        Some(Mutant::AnyPredecessor | Mutant::ReadsOvertake) => KILLS,
+        Some(
+            Mutant::AnyBoot
+            | Mutant::NoMarks
+            | Mutant::MarksDropped
+            | Mutant::FirstFlushSome
+            | Mutant::NamesUnsynced,
+        ) => POWER,
+        Some(Mutant::SyncAgain) => &[Fault::SyncError, Fault::Kill, Fault::PowerLoss],
         _ => &Fault::ALL,
     }
 }
@@ -104,13 +142,38 @@ pub(super) fn strike(world: &mut World, desk: &Desk, fired: &mut Fired, among: &
     inflict(world, desk, fault, victim);
 }
 
-/// Whether the fault would change anything.
+/// Whether the fault would change anything, and is one that the ring has to survive.
 fn applies(world: &World, fault: Fault, victim: Machine) -> bool {
+    if world.is_deceived() {
+        return false;
+    }
+    if fault == Fault::Grow {
+        return world.hosts.iter().any(|h| h.absent);
+    }
+    if world.hosts[victim].absent {
+        return false;
+    }
     match fault {
         Fault::Isolate | Fault::IsolateOwner => true,
         Fault::Split | Fault::OneWay | Fault::Mute | Fault::Delay | Fault::SlowDisk => true,
+        // Until what was lost with a disk has been copied, the others are the last that have it.
+        Fault::PowerLoss
+        | Fault::PowerLossMidway
+        | Fault::RingPowerLoss
+        | Fault::DiskError
+        | Fault::SyncError
+        | Fault::Wipe
+        | Fault::RollBack
+            if world.fragile =>
+        {
+            false
+        }
         Fault::PowerLoss => world.hosts[victim].powered,
         Fault::RingPowerLoss => world.hosts.iter().any(|h| h.powered),
+        Fault::Wipe => world.can_lose_disk(victim),
+        Fault::RollBack => world.hosts[victim].backup.is_none() || can_roll_back(world, victim),
+        Fault::Retire => world.can_lose_disk(victim) && operator::can_retire(world, victim),
+        Fault::FullDisk => true,
         Fault::StorageRestart => world.storing().any(|m| world.is_up(m)),
         Fault::Stop => world.running(victim).is_some() && world.hosts[victim].stopped_until.is_none(),
         _ => world.is_up(victim),
@@ -176,7 +239,55 @@ fn inflict(world: &mut World, desk: &Desk, fault: Fault, victim: Machine) {
             let longest = for_ms(world, 10, 400);
             world.hosts[victim].disk = longest;
         }
+        Fault::DiskError => {
+            let verb = Verb::ALL[world.rng.random_range(0..Verb::ALL.len())];
+            let nth = world.rng.random_range(1..30);
+            world.story.tell(format!("call {nth} of {verb:?} is to fail"));
+            world.hosts[victim].drive().fail(verb, nth, EIO);
+        }
+        Fault::SyncError => {
+            let nth = world.rng.random_range(1..30);
+            world.hosts[victim].drive().fail(Verb::SyncData, nth, EIO);
+        }
+        Fault::FullDisk => world.hosts[victim].drive().set_full(true),
+        Fault::Wipe => {
+            heal(world);
+            world.lose_disk(victim, SimFs::new());
+            let away = for_ms(world, 1, 3_000);
+            world.hosts[victim].back_at = Some(world.now + away);
+        }
+        Fault::RollBack => match world.hosts[victim].backup.take() {
+            Some((disk, _)) => {
+                heal(world);
+                world.lose_disk(victim, disk);
+                let away = for_ms(world, 1, 3_000);
+                world.hosts[victim].back_at = Some(world.now + away);
+            }
+            None => {
+                // A process later it will be older than what the others have seen of it.
+                let session = world.running(victim).map(|r| r.process());
+                world.hosts[victim].backup = session.map(|s| (world.hosts[victim].drive().copy(), s));
+                world.kill(victim);
+                let away = for_ms(world, 1, 100);
+                world.hosts[victim].back_at = Some(world.now + away);
+            }
+        },
+        Fault::Retire => operator::retire(world, victim),
+        Fault::Grow => {
+            if let Some(machine) = world.hosts.iter().position(|h| h.absent) {
+                world.power_on(machine);
+            }
+        }
     }
+}
+
+/// Whether a machine's directory may go back to its backup: the others have seen a later process of the node.
+fn can_roll_back(world: &World, victim: Machine) -> bool {
+    let backup = world.hosts[victim].backup.as_ref().map(|(_, session)| *session);
+    let later = |r: super::process::Running| {
+        backup.is_some_and(|s| r.process().node == s.node && r.process().start > s.start)
+    };
+    world.can_lose_disk(victim) && world.running(victim).is_some_and(later)
 }
 
 fn both_ways(world: &World, a: Machine, b: Machine) {
@@ -186,42 +297,69 @@ fn both_ways(world: &World, a: Machine, b: Machine) {
     }
 }
 
-/// Machines whose disks have stopped in the middle lose their power now.
+/// Machines whose disks have stopped in the middle lose their power now, and disks that fail have consequences.
 pub(super) fn finish(world: &mut World, desk: &Desk) {
     let halted: Vec<Machine> = (0..world.hosts.len()).filter(|m| world.hosts[*m].has_halted()).collect();
     if !halted.is_empty() {
         world.story.tell(format!("the power goes in the middle at {halted:?}"));
         lose_power(world, desk, &halted);
     }
+    for machine in 0..world.hosts.len() {
+        let failed = world.hosts[machine].drive().sync_has_failed();
+        if failed && !world.hosts[machine].doubted {
+            world.hosts[machine].doubted = true;
+            world.story.tell(format!("a sync fails at {machine}"));
+            judge(world, desk);
+        }
+        let out = || world.known.as_ref()?.node(world.hosts[machine].node?)?.disk_failed.clone();
+        if world.hosts[machine].repair_at.is_none() && (failed || world.is_up(machine) && out().is_some()) {
+            let time = Duration::from_millis(world.rng.random_range(1_000..8_000));
+            world.hosts[machine].repair_at = Some(world.now + time);
+        }
+        if world.hosts[machine].repair_at.is_some_and(|at| at <= world.now) {
+            world.hosts[machine].repair_at = None;
+            world.story.tell(format!("somebody starts machine {machine} again, whose disk failed"));
+            lose_power(world, desk, &[machine]);
+        }
+    }
+    if world.fragile && world.gone.is_empty() && world.is_whole() {
+        world.fragile = false;
+    }
 }
 
-/// Cuts the power of machines at one moment. If that leaves a slot without anybody who still has what was in
-/// sync, the oracle is told what may be gone: all that was not flushed, or, where an eligible one still has
-/// what was acknowledged, what was seen besides.
+/// Cuts the power of machines at one moment.
 fn lose_power(world: &mut World, desk: &Desk, victims: &[Machine]) {
-    let known = world.known.clone();
-    for victim in victims {
-        if world.hosts[*victim].powered {
-            world.power_off(*victim);
+    for victim in victims.iter().copied() {
+        if world.hosts[victim].absent {
+            continue;
+        }
+        if world.hosts[victim].powered {
+            world.power_off(victim);
         }
         let away = Duration::from_millis(world.rng.random_range(500..6_000));
-        world.hosts[*victim].back_at = Some(world.now + away);
+        world.hosts[victim].back_at = Some(world.now + away);
     }
-    let Some(state) = known else { return };
-    let boots = world.boots();
+    judge(world, desk);
+}
+
+/// Where a slot has nobody left who still has what was in sync, the oracle is told what may be gone: all that was
+/// not flushed, or, where an eligible one still has what was acknowledged, what was seen besides.
+fn judge(world: &World, desk: &Desk) {
+    let Some(state) = world.known.clone() else { return };
     let (mut blurred, mut ruined) = (false, false);
     for (_, _, config) in state.slots() {
         let mut in_sync = config.members.iter().filter(|m| m.state == MemberState::InSync);
         let kept = in_sync.any(|m| {
             let spec = state.node(m.session.node).map(|n| &n.spec).filter(|s| s.session == m.session);
-            boots.contains(&m.boot) || spec.is_some_and(|s| boots.contains(&s.boot))
+            let node = m.session.node;
+            world.keeps(node, m.boot) || spec.is_some_and(|s| world.keeps(node, s.boot))
         });
         if !kept {
             let unknown = |since| {
                 let mut set = config.members.iter().filter(|m| m.state == MemberState::InSync);
                 set.any(|m| world.is_behind(m.session, since))
             };
-            let mut eligible = config.eligible.iter().filter(|e| boots.contains(&e.boot));
+            let mut eligible = config.eligible.iter().filter(|e| world.keeps(e.node, e.boot));
             let eligible = eligible.any(|e| e.since == 0 || unknown(e.since));
             (blurred, ruined) = (blurred || eligible, ruined || !eligible);
         }
@@ -242,6 +380,8 @@ pub(super) fn heal(world: &mut World) {
     for host in &mut world.hosts {
         host.disk = Duration::from_micros(300);
         host.halt_disk_after(NEVER);
+        host.drive().fail_no_more();
+        host.drive().set_full(false);
     }
     world.story.tell("network and disks are well");
 }
@@ -250,8 +390,9 @@ pub(super) fn heal(world: &mut World) {
 pub(super) fn revive(world: &mut World) {
     heal(world);
     for machine in 0..world.hosts.len() {
+        world.hosts[machine].repair_at = world.hosts[machine].repair_at.map(|at| at.min(world.now));
         world.hosts[machine].stopped_until = world.hosts[machine].stopped_until.map(|at| at.min(world.now));
-        if !world.is_up(machine) {
+        if !world.is_up(machine) && !world.hosts[machine].absent {
             world.power_on(machine);
         }
     }

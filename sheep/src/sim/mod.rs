@@ -5,6 +5,7 @@
 //! | `seeds` | many seeds, each in a process of its own; the tests |
 //! | `ring` | one seed from founding to the last look |
 //! | `fault` | what goes wrong |
+//! | `operator` | who removes and retires nodes |
 //! | `client`, `oracle` | who uses the ring, and what they were promised |
 //! | `world` | machines and time |
 //! | `process` | one sheep, on a runtime of its own |
@@ -15,6 +16,7 @@ mod chance;
 mod client;
 mod fault;
 mod net;
+mod operator;
 mod oracle;
 mod process;
 mod ring;

@@ -11,7 +11,7 @@
 //! After a loss of power of everybody who held a slot ("ruin") only what was flushed before is certain, and
 //! what has been seen since. Where somebody still holds what was acknowledged, though not all that was seen
 //! ("blur"), only what was seen and neither acknowledged nor flushed may go. Writes without an answer may
-//! happen once, whenever.
+//! happen once, whenever; those of a client that has attached again since, only before that.
 
 use std::collections::BTreeMap;
 
@@ -33,6 +33,16 @@ struct Write {
     flushed: Option<Moment>,
     /// Reads that returned it.
     reads: Vec<(Moment, Moment)>,
+    by: Option<Attached>,
+    /// From when on it does not happen any more, if it has not yet.
+    fenced: Option<Moment>,
+}
+
+/// A client with a name, and its attach generation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Attached {
+    pub(super) client: usize,
+    pub(super) generation: u64,
 }
 
 /// When what was not flushed last became uncertain.
@@ -45,10 +55,14 @@ struct Losses {
 }
 
 impl Write {
-    /// When it was there for certain, first of all, as far as it matters after `losses`.
+    fn new(stamp: Stamp, from: Moment, by: Option<Attached>) -> Self {
+        Self { stamp, from, acknowledged: None, flushed: None, reads: Vec::new(), by, fenced: None }
+    }
+
+    /// When it was there for certain, if it ever was, as far as it matters after `losses`.
     fn there(&self, losses: Losses) -> Option<Moment> {
         let read = self.reads.iter().map(|(_, to)| *to).filter(|to| *to > losses.blur).min();
-        self.acknowledged.into_iter().chain(read).min()
+        self.acknowledged.into_iter().chain(read).chain(self.fenced).min()
     }
 
     /// Whether it has come between a value that was there at `there` and a read begun at `begun`.
@@ -116,18 +130,17 @@ impl Oracle {
     }
 
     fn sector(&mut self, index: u64) -> &mut Vec<Write> {
-        let never = Write { stamp: 0, from: 0, acknowledged: Some(0), flushed: Some(0), reads: Vec::new() };
-        self.sectors.entry(index).or_insert_with(|| vec![never])
+        let never = || Write { acknowledged: Some(0), flushed: Some(0), ..Write::new(0, 0, None) };
+        self.sectors.entry(index).or_insert_with(|| vec![never()])
     }
 
     /// A write is sent; of zeros if `zeros`.
-    pub(super) fn write(&mut self, first: u64, count: u64, zeros: bool) -> Begun {
+    pub(super) fn write(&mut self, first: u64, count: u64, zeros: bool, by: Option<Attached>) -> Begun {
         let from = self.moment();
         let stamp = if zeros { 0 } else { self.next_stamp };
         self.next_stamp += 1;
         for index in first..first + count {
-            let write = Write { stamp, from, acknowledged: None, flushed: None, reads: Vec::new() };
-            self.sector(index).push(write);
+            self.sector(index).push(Write::new(stamp, from, by));
         }
         Begun { stamp, from, first, count }
     }
@@ -142,6 +155,15 @@ impl Oracle {
                 write.acknowledged = Some(now);
                 write.flushed = fua.then_some(now);
             }
+        }
+    }
+
+    /// A client is attached: what its earlier generations have sent happens no more.
+    pub(super) fn attached(&mut self, now: Attached) {
+        let moment = self.moment();
+        let earlier = |by: Attached| by.client == now.client && by.generation < now.generation;
+        for write in self.sectors.values_mut().flatten().filter(|w| w.by.is_some_and(earlier)) {
+            write.fenced.get_or_insert(moment);
         }
     }
 
@@ -224,7 +246,7 @@ mod tests {
     use super::*;
 
     fn done(oracle: &mut Oracle, fua: bool) -> Stamp {
-        let begun = oracle.write(7, 1, false);
+        let begun = oracle.write(7, 1, false, None);
         oracle.acknowledge(&begun, fua);
         begun.stamp
     }
@@ -250,7 +272,7 @@ mod tests {
     fn an_unacknowledged_write_happens_at_most_once() {
         let mut oracle = Oracle::new();
         let one = done(&mut oracle, false);
-        let two = oracle.write(7, 1, false).stamp;
+        let two = oracle.write(7, 1, false, None).stamp;
         assert_eq!(read(&mut oracle, one), 0);
         assert_eq!(read(&mut oracle, two), 0);
         assert_eq!(read(&mut oracle, one), 1, "flips back");
@@ -278,10 +300,26 @@ mod tests {
     }
 
     #[test]
+    fn what_a_client_sent_before_it_attached_again_happens_no_more() {
+        let mut oracle = Oracle::new();
+        let by = |generation| Some(Attached { client: 1, generation });
+        let late = oracle.write(7, 1, false, by(1)).stamp;
+        let other = oracle.write(7, 1, false, None).stamp;
+        oracle.attached(Attached { client: 1, generation: 2 });
+        let one = done(&mut oracle, false);
+        assert_eq!(read(&mut oracle, late), 1, "another was acknowledged");
+        assert_eq!(read(&mut oracle, one), 0);
+        assert_eq!(read(&mut oracle, other), 0, "without a name it may happen whenever");
+        let early = oracle.write(7, 1, false, by(2)).stamp;
+        oracle.attached(Attached { client: 1, generation: 3 });
+        assert_eq!(read(&mut oracle, early), 0, "it happened before");
+    }
+
+    #[test]
     fn a_blur_takes_back_what_was_only_seen() {
         let mut oracle = Oracle::new();
         let one = done(&mut oracle, false);
-        let two = oracle.write(7, 1, false).stamp;
+        let two = oracle.write(7, 1, false, None).stamp;
         assert_eq!(read(&mut oracle, two), 0);
         oracle.blurred();
         assert_eq!(read(&mut oracle, 0), 1, "another was acknowledged");

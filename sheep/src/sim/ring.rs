@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,8 +11,9 @@ use rand::Rng;
 use super::client::{Client, Desk, SIZE, VDI};
 use super::fault::{self, Fault, Fired};
 use super::net::Machine;
-use super::oracle::{Counts, Oracle};
-use super::world::{Story, World};
+use super::operator;
+use super::oracle::{Attached, Counts, Oracle};
+use super::world::{Size, Story, World};
 use crate::admin::Host as _;
 use crate::cluster::entry::{ClusterEntry, ClusterReply};
 use crate::machine::{simulated, wall_ms};
@@ -24,6 +26,8 @@ const FOUNDING: Duration = Duration::from_secs(20);
 const HEALING: Duration = Duration::from_secs(120);
 /// Requests after which a client goes elsewhere.
 const REQUESTS: u32 = 60;
+/// Of so many milliseconds a client hangs up in one; of a twentieth where its sheep stands still.
+const HANG_UP: u32 = 4_000;
 
 /// What came of a seed.
 #[derive(Debug, Clone, Default)]
@@ -85,17 +89,24 @@ struct Simulation {
 struct Seat {
     name: String,
     at: Option<(Machine, tokio::task::JoinHandle<()>)>,
-    visits: u32,
+    hung_up: Arc<AtomicBool>,
+    visits: u64,
+    /// It says who it is, so that what it sent before happens no more once it is elsewhere.
+    attaches: bool,
 }
 
 impl Simulation {
     fn found(seed: u64, story: Story) -> Result<Self, String> {
         let mut chance = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(seed);
-        let machines = [3, 3, 3, 4, 5][chance.random_range(0..5)];
-        let gateways = chance.random_range(0..2);
+        let size = Size {
+            machines: [3, 3, 3, 4, 5][chance.random_range(0..5)],
+            gateways: chance.random_range(0..2),
+            absent: chance.random_range(0..2),
+        };
         let copies: u8 = if chance.random_bool(0.75) { 3 } else { 2 };
-        let mut world = World::new(chance.random(), machines, gateways, copies, story.clone());
+        let mut world = World::new(chance.random(), size, copies, story.clone());
         let copies = Copies::new(copies.into()).map_err(|e| e.to_string())?;
+        let (machines, gateways) = (size.machines, size.gateways);
         let all = machines + gateways;
         let met = world.until(FOUNDING, |world| {
             (0..all).all(|m| world.running(m).is_some_and(|r| r.host.known_nodes().len() == all))
@@ -129,7 +140,13 @@ impl Simulation {
         story.tell("the ring is whole");
         let desk = Desk { oracle: Arc::new(Mutex::new(Oracle::new())), story };
         let clients = (0..world.rng.random_range(2..=4))
-            .map(|n| Seat { name: format!("client {n}"), at: None, visits: 0 })
+            .map(|n| Seat {
+                name: format!("client {n}"),
+                at: None,
+                hung_up: Arc::default(),
+                visits: 0,
+                attaches: n % 2 == 1,
+            })
             .collect();
         Ok(Self { world, desk, copies, clients, working: true })
     }
@@ -149,7 +166,14 @@ impl Simulation {
     fn tick(&mut self) {
         self.world.tick();
         fault::finish(&mut self.world, &self.desk);
-        for seat in &mut self.clients {
+        operator::look(&mut self.world);
+        for (number, seat) in self.clients.iter_mut().enumerate() {
+            // It hangs up, whatever is under way, and whether or not its sheep can hear of that.
+            let stands = |(m, _): &(Machine, _)| self.world.hosts[*m].stopped_until.is_some();
+            let patience = if seat.at.as_ref().is_some_and(stands) { HANG_UP / 20 } else { HANG_UP };
+            if self.world.rng.random_range(0..patience) == 0 && seat.at.take().is_some() {
+                seat.hung_up.store(true, Ordering::Relaxed);
+            }
             let gone = |(machine, task): &(Machine, tokio::task::JoinHandle<()>)| {
                 task.is_finished() || !self.world.is_up(*machine)
             };
@@ -164,8 +188,12 @@ impl Simulation {
             seat.visits += 1;
             let (desk, seed) = (self.desk.clone(), self.world.rng.random());
             let name = format!("{} visit {} at {machine}", seat.name, seat.visits);
+            let attached = Attached { client: number, generation: seat.visits };
+            let attached = Some(attached).filter(|_| seat.attaches);
+            seat.hung_up = Arc::default();
+            let hung_up = seat.hung_up.clone();
             let work = async move {
-                if let Some(client) = Client::connect(desk, running, name, seed).await {
+                if let Some(client) = Client::connect(desk, running, name, attached, hung_up, seed).await {
                     client.work(REQUESTS).await;
                 }
             };
@@ -216,7 +244,7 @@ impl Simulation {
                 self.working = false;
             }
             looked += Duration::from_millis(50);
-            if !self.working && self.clients.iter().all(|c| c.at.is_none()) && self.world.is_whole() {
+            if !self.working && self.clients.iter().all(|c| c.at.is_none()) && self.is_well() {
                 self.world.story.tell("the ring is whole again");
                 return self.pass(Duration::from_secs(3));
             }
@@ -224,12 +252,19 @@ impl Simulation {
         Err(format!("not whole after {HEALING:?}: {}", self.what_is_missing()))
     }
 
+    fn is_well(&self) -> bool {
+        let world = &self.world;
+        let sound = world.hosts.iter().all(|h| h.repair_at.is_none() && !h.drive().sync_has_failed());
+        sound && world.gone.is_empty() && world.retiring.is_none() && world.is_whole()
+    }
+
     fn what_is_missing(&self) -> String {
         let mut text: Vec<String> = (0..self.world.hosts.len())
-            .filter(|m| self.world.running(*m).is_none())
+            .filter(|m| !self.world.hosts[*m].absent && self.world.running(*m).is_none())
             .map(|m| format!("sheep {m} does not run"))
             .collect();
         text.extend(self.clients.iter().filter_map(|c| c.at.as_ref().map(|_| format!("{} waits", c.name))));
+        text.push(format!("gone {:?}, retiring {:?}", self.world.gone, self.world.retiring));
         if let Some(state) = self.world.state() {
             let poor: Vec<_> =
                 state.slots().filter(|(c, _, config)| !state.is_fully_redundant(*c, config)).collect();
@@ -247,18 +282,39 @@ impl Simulation {
 
     /// All reads are right through every sheep, and all copies are the same.
     fn look(&mut self) -> Result<(), String> {
-        for machine in 0..self.world.hosts.len() {
+        for machine in self.world.present().collect::<Vec<_>>() {
             let running = self.world.running(machine).ok_or_else(|| format!("sheep {machine} has ended"))?;
             let desk = self.desk.clone();
             let read = self.world.ask(machine, Duration::from_secs(20), async move {
-                let client = Client::connect(desk, running, "the last one".to_owned(), 0).await;
+                let client =
+                    Client::connect(desk, running, "the last one".to_owned(), None, Arc::default(), 0).await;
                 client.ok_or("no connection")?.read_all().await.map_err(|_| "an error")
             });
             if read != Some(Ok(())) {
                 return Err(format!("the disk cannot be read at {machine} in the end: {read:?}"));
             }
         }
+        self.compare_states()?;
         self.compare()
+    }
+
+    /// Everybody has applied the same log to the same state.
+    fn compare_states(&mut self) -> Result<(), String> {
+        let states = |world: &World| -> Vec<_> {
+            world.present().filter_map(|m| world.running(m).map(|r| (m, r.view().applied()))).collect()
+        };
+        let level = |world: &mut World| states(world).windows(2).all(|two| two[0].1.index == two[1].1.index);
+        if !self.world.until(FOUNDING, level) {
+            let at: Vec<_> = states(&self.world).iter().map(|(m, applied)| (*m, applied.index)).collect();
+            return Err(format!("not everybody has applied the log: {at:?}"));
+        }
+        let states = states(&self.world);
+        for (machine, applied) in &states[1..] {
+            if applied.state.to_bytes() != states[0].1.state.to_bytes() {
+                return Err(format!("the log has led to another state at {machine} than at {}", states[0].0));
+            }
+        }
+        Ok(())
     }
 
     fn compare(&self) -> Result<(), String> {

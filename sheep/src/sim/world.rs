@@ -11,13 +11,15 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use super::net::{Machine, Wires};
+use super::operator::Retiring;
 use super::oracle::SECTOR;
 use super::process::{Plan, Process, Running};
+use crate::admin::Host as _;
 use crate::cluster::slots::MemberState;
 use crate::cluster::state::{ClusterState, OBJECT_SIZE};
 use crate::machine::simulated;
 use crate::store::SimFs;
-use wire::id::{Oid, Session, VdiId};
+use wire::id::{NodeId, Oid, Session, VdiId};
 
 /// How long each process runs before the next.
 pub(super) const TICK: Duration = Duration::from_millis(1);
@@ -39,8 +41,16 @@ pub(super) struct Host {
     pub(super) powered: bool,
     /// How slow its disk is at most.
     pub(super) disk: Duration,
-    /// Set while somebody has it stopped on purpose.
-    pub(super) leaving: bool,
+    /// It is not there yet.
+    pub(super) absent: bool,
+    /// Who its sheep was when last seen.
+    pub(super) node: Option<NodeId>,
+    /// What its disk held at some time, and the session of that time.
+    pub(super) backup: Option<(SimFs, Session)>,
+    /// A failed disk is seen to then.
+    pub(super) repair_at: Option<Duration>,
+    /// The oracle knows that a sync has failed.
+    pub(super) doubted: bool,
 }
 
 impl Host {
@@ -52,6 +62,11 @@ impl Host {
     /// Whether the disk lets no more calls through.
     pub(super) fn has_halted(&self) -> bool {
         self.plan.disk.has_halted()
+    }
+
+    /// Its disk.
+    pub(super) fn drive(&self) -> &SimFs {
+        &self.plan.disk
     }
 }
 
@@ -67,6 +82,13 @@ pub(super) struct World {
     known_at: u64,
     /// How far the log of each process, named by its first session, had come when it was last looked at.
     reached: BTreeMap<Session, u64>,
+    /// Nodes whose directories are no more; somebody has to remove them from the ring.
+    pub(super) gone: Vec<NodeId>,
+    /// The machine that an operator retires.
+    pub(super) retiring: Option<Retiring>,
+    pub(super) copies: u8,
+    /// A disk was lost, and the ring has not been whole since.
+    pub(super) fragile: bool,
     boot: u128,
     order: Vec<Machine>,
 }
@@ -121,11 +143,22 @@ pub(super) fn watched_sector() -> Option<u64> {
     std::env::var("SECTOR").ok()?.parse().ok()
 }
 
+/// How many machines there are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    /// Those that store.
+    pub(super) machines: usize,
+    /// Those that only serve.
+    pub(super) gateways: usize,
+    /// Those that store, and come later.
+    pub(super) absent: usize,
+}
+
 impl World {
-    /// Machines that are switched on, each with its sheep.
-    pub(super) fn new(seed: u64, machines: usize, gateways: usize, copies: u8, story: Story) -> Self {
+    /// Machines that are switched on but for the absent ones, each with its sheep.
+    pub(super) fn new(seed: u64, size: Size, copies: u8, story: Story) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
-        let all = machines + gateways;
+        let all = size.machines + size.gateways + size.absent;
         let wires = Wires::new(all, rng.random());
         let mut world = Self {
             now: Duration::ZERO,
@@ -135,6 +168,10 @@ impl World {
             known: None,
             known_at: 0,
             reached: BTreeMap::new(),
+            gone: Vec::new(),
+            retiring: None,
+            copies,
+            fragile: false,
             boot: 0,
             order: (0..all).collect(),
             rng,
@@ -148,8 +185,9 @@ impl World {
                 boot: world.next_boot(),
                 drift: world.rng.random_range(-2_000..=2_000),
                 copies,
-                gateway_only: machine >= machines,
+                gateway_only: (size.machines..size.machines + size.gateways).contains(&machine),
             };
+            let absent = machine >= size.machines + size.gateways;
             world.hosts.push(Host {
                 process: None,
                 stopped_until: None,
@@ -157,10 +195,16 @@ impl World {
                 back_at: None,
                 powered: true,
                 disk: Duration::from_micros(300),
-                leaving: false,
+                absent,
+                node: None,
+                backup: None,
+                repair_at: None,
+                doubted: false,
                 plan,
             });
-            world.start(machine);
+            if !absent {
+                world.start(machine);
+            }
         }
         world
     }
@@ -173,7 +217,8 @@ impl World {
     /// Starts the sheep of a machine.
     pub(super) fn start(&mut self, machine: Machine) {
         let host = &mut self.hosts[machine];
-        (host.stopped_until, host.stood, host.back_at, host.leaving) = (None, Duration::ZERO, None, false);
+        (host.stopped_until, host.stood, host.back_at) = (None, Duration::ZERO, None);
+        host.absent = false;
         simulated::set_disk(host.disk);
         host.process = Some(Process::start(host.plan.clone()));
         self.story.tell(format!("{machine} starts"));
@@ -193,9 +238,60 @@ impl World {
         let (seed, boot) = (self.rng.random(), self.next_boot());
         let host = &mut self.hosts[machine];
         host.plan.disk.power_cut(seed);
-        host.plan.boot = boot;
+        (host.plan.boot, host.doubted) = (boot, false);
         host.process = None;
         host.powered = false;
+    }
+
+    /// A machine's sheep is killed and gets another disk.
+    pub(super) fn lose_disk(&mut self, machine: Machine, disk: SimFs) {
+        self.kill(machine);
+        let host = &mut self.hosts[machine];
+        (host.plan.disk, host.backup, host.doubted) = (disk, None, false);
+        self.gone.extend(host.node.take());
+        self.fragile |= !host.plan.gateway_only;
+        // What was to go wrong with the others' disks would be one loss too many.
+        for host in &self.hosts {
+            host.plan.disk.fail_no_more();
+            if !host.has_halted() {
+                host.halt_disk_after(1 << 40);
+            }
+        }
+    }
+
+    /// Whether the ring still counts on somebody whose disk is lost. One more loss of anything is one too many.
+    pub(super) fn is_deceived(&self) -> bool {
+        let Some(state) = &self.known else { return false };
+        self.gone.iter().any(|n| state.node(*n).is_some_and(|n| n.live_session().is_some()))
+    }
+
+    /// Whether the ring has to survive the loss of a machine's disk: everybody else is well, and knows all.
+    pub(super) fn can_lose_disk(&self, machine: Machine) -> bool {
+        let host = &self.hosts[machine];
+        let sound = |h: &Host| {
+            let runs = h.powered && h.process.is_some() && h.stopped_until.is_none();
+            h.absent || runs && !h.plan.disk.sync_has_failed()
+        };
+        let voters = self.present().find_map(|m| {
+            let running = self.running(m).filter(|r| r.ring.leader.leads())?;
+            Some(running.ring.log.metrics().voters)
+        });
+        // A process that has just begun may not be in the ring yet, while the one before it seems to be.
+        let state = self.state();
+        let joined = self.present().all(|m| {
+            let session = self.running(m).map(|r| r.host.spec().session);
+            let known = session.and_then(|s| state.as_ref()?.node(s.node)?.live_session());
+            session.is_some() && known == session
+        });
+        let here: Vec<NodeId> = self.present().filter_map(|m| self.running(m)).map(|r| r.node).collect();
+        let all_vote = voters.is_some_and(|voters| voters.iter().all(|v| here.contains(v)));
+        host.plan.gateway_only && !host.absent
+            || all_vote && joined && self.gone.is_empty() && self.is_whole() && self.hosts.iter().all(sound)
+    }
+
+    /// Machines that are there.
+    pub(super) fn present(&self) -> impl Iterator<Item = Machine> + '_ {
+        (0..self.hosts.len()).filter(|m| !self.hosts[*m].absent)
     }
 
     /// Gives a machine its power, and starts its sheep.
@@ -214,7 +310,7 @@ impl World {
 
     /// The machines that store.
     pub(super) fn storing(&self) -> impl Iterator<Item = Machine> + '_ {
-        (0..self.hosts.len()).filter(|m| !self.hosts[*m].plan.gateway_only)
+        self.present().filter(|m| !self.hosts[*m].plan.gateway_only)
     }
 
     /// Whether a sheep runs on a machine, though it may stand still.
@@ -260,6 +356,11 @@ impl World {
             if let Some(why) = process.ended() {
                 self.story.tell(format!("{machine} has ended: {why}"));
                 self.kill(machine);
+                if why.contains("was removed from its ring") {
+                    // Its operator does what it says.
+                    let host = &mut self.hosts[machine];
+                    (host.plan.disk, host.backup, host.doubted) = (SimFs::new(), None, false);
+                }
                 self.hosts[machine].back_at = Some(self.now + RESTART);
             }
         }
@@ -272,15 +373,18 @@ impl World {
         self.reached.range(first..=session).next_back().is_some_and(|(_, reached)| *reached < index)
     }
 
-    /// Boots of the machines that have power.
-    pub(super) fn boots(&self) -> Vec<u128> {
-        self.hosts.iter().filter(|h| h.powered).map(|h| h.plan.boot).collect()
+    /// Whether a machine still has all that a node wrote in a boot.
+    pub(super) fn keeps(&self, node: NodeId, boot: u128) -> bool {
+        self.hosts.iter().any(|h| {
+            h.node == Some(node) && h.plan.boot == boot && h.powered && !h.plan.disk.sync_has_failed()
+        })
     }
 
     fn note_state(&mut self) {
         for machine in 0..self.hosts.len() {
             let Some(running) = self.running(machine) else { continue };
             self.reached.insert(running.process(), running.ring.log.metrics().last_index);
+            self.hosts[machine].node = Some(running.node);
             let applied = running.view().applied();
             if applied.index > self.known_at {
                 self.tell_slot(&applied.state);
@@ -359,7 +463,7 @@ impl World {
     /// Whether every slot has all its copies in sync, at sheep that run.
     pub(super) fn is_whole(&self) -> bool {
         let Some(state) = self.state() else { return false };
-        let all_in = (0..self.hosts.len()).all(|m| {
+        let all_in = self.present().all(|m| {
             self.running(m).is_some_and(|r| {
                 state
                     .node(r.node)
