@@ -1,6 +1,6 @@
-//! A ring of real sheep on loopback.
+//! A ring of real sheep, on loopback or on hosts of their own.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::{Index, IndexMut};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -10,7 +10,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::client::Client;
-use crate::port;
+use crate::hosts::Hosts;
+use crate::port::{self, Ports};
 use crate::process::Sheep;
 use crate::tool::{self, Output};
 use crate::turn::{self, Turn};
@@ -26,6 +27,7 @@ const RING_LIMIT: Duration = Duration::from_secs(60);
 pub struct Ring {
     sheep: Vec<Sheep>,
     work: Option<TempDir>,
+    hosts: Option<Hosts>,
     _turn: Turn,
 }
 
@@ -85,7 +87,35 @@ impl Ring {
 
     fn empty(turn: Turn) -> Self {
         let work = tempfile::Builder::new().prefix("sheepdog-test.").tempdir().expect("temporary directory");
-        Self { sheep: Vec::new(), work: Some(work), _turn: turn }
+        Self { sheep: Vec::new(), work: Some(work), hosts: None, _turn: turn }
+    }
+
+    /// Like [`Self::formatted`], each on a host of its own: the ways between them can be cut.
+    #[track_caller]
+    pub fn on_hosts(count: usize) -> Self {
+        let mut ring = Self::empty(turn::take());
+        let hosts = Hosts::new(count);
+        let port = Ports::USUAL.admin;
+        let seeds = (0..count).map(|index| format!("--seed={}:{port}", hosts.place(index).ip));
+        let seeds: Vec<String> = seeds.collect();
+        for index in 0..count {
+            let ip = hosts.place(index).ip.to_string();
+            let own =
+                ["-b", &ip, "--insecure", "--nbd-bind", &ip, "--nbd-insecure", "--cluster-driver=sdcluster"];
+            let options = own.iter().map(ToString::to_string).chain(seeds.iter().cloned()).collect();
+            let mut sheep = Sheep::new(ring.work(), &format!("sheep{index}"), Ports::USUAL, options);
+            sheep.place = hosts.place(index);
+            sheep.start();
+            ring.sheep.push(sheep);
+        }
+        ring.hosts = Some(hosts);
+        ring.format(count.min(3));
+        ring
+    }
+
+    /// The hosts of [`Self::on_hosts`].
+    pub fn hosts(&self) -> &Hosts {
+        self.hosts.as_ref().expect("sheep on hosts of their own")
     }
 
     /// The directory in which everything lies.
@@ -187,8 +217,8 @@ impl Ring {
     /// dog with something on stdin.
     #[track_caller]
     pub fn dog_with(&self, index: usize, args: &[&str], stdin: &[u8]) -> Output {
-        let port = self[index].ports.admin.to_string();
-        let all = [&["-a", "127.0.0.1", "-p", &port], args].concat();
+        let (ip, port) = (self[index].place.ip.to_string(), self[index].ports.admin.to_string());
+        let all = [&["-a", &ip, "-p", &port], args].concat();
         let dog = tool::binary("dog");
         tool::run_with(DOG_LIMIT, dog.to_str().expect("cargo's paths are text"), &all, stdin)
     }
@@ -251,7 +281,7 @@ impl Ring {
 
     /// Where a sheep serves NBD.
     pub fn nbd(&self, index: usize) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self[index].ports.nbd))
+        SocketAddr::from((self[index].place.ip, self[index].ports.nbd))
     }
 
     /// The same as foreign clients want it.

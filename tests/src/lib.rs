@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`cluster`] | a ring of sheep on loopback: start, kill, stop, wipe, ask |
+//! | [`hosts`] | network namespaces for sheep, with ways between them that can be cut |
 //! | [`process`] | one sheep's process, directory and logs |
 //! | [`tool`] | other people's programs, and dog, with a time limit |
 //! | [`wait`] | until something holds, or a deadline with the last state seen |
@@ -15,6 +16,7 @@
 
 pub mod client;
 pub mod cluster;
+pub mod hosts;
 pub mod load;
 pub mod oracle;
 pub mod port;

@@ -16,6 +16,11 @@ pub struct Ports {
     pub nbd: u16,
 }
 
+impl Ports {
+    /// Those of a sheep that has a host for itself.
+    pub const USUAL: Self = Self { admin: 7000, nbd: 10809 };
+}
+
 /// A block that nobody listens on now, and that this process does not hand out twice before all were.
 pub fn allocate() -> Ports {
     static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -3,11 +3,12 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::hosts::Place;
 use crate::port::Ports;
 use crate::tool;
 use crate::wait;
@@ -31,7 +32,9 @@ pub struct Refusal {
 pub struct Sheep {
     /// Where it keeps everything.
     pub dir: PathBuf,
-    /// Where it listens.
+    /// Where it runs.
+    pub place: Place,
+    /// Where it listens there.
     pub ports: Ports,
     /// Its options apart from ports and DIR.
     pub options: Vec<String>,
@@ -48,6 +51,7 @@ impl Sheep {
         let file = |suffix: &str| work.join(format!("{name}{suffix}"));
         Self {
             dir: file(""),
+            place: Place::LOOPBACK,
             ports,
             options,
             out: file(".out"),
@@ -95,7 +99,9 @@ impl Sheep {
         let append = |path: &Path| OpenOptions::new().create(true).append(true).open(path);
         let log = append(&self.log).expect("log file");
         let logged = log.metadata().map_or(0, |meta| meta.len());
-        let child = Command::new(tool::binary("sheep"))
+        let child = self
+            .place
+            .command(tool::binary("sheep"))
             .args(["-p", &self.ports.admin.to_string()])
             .args(["--nbd", "--nbd-port", &self.ports.nbd.to_string()])
             .args(&self.options)
