@@ -89,6 +89,11 @@ pub(crate) struct Ring {
     pub(crate) leader: Arc<Leader>,
 }
 
+/// What a node is told that can never be let in again.
+fn removed(node: NodeId) -> String {
+    format!("node {node} was removed from its ring: start with an empty directory to join as a new node")
+}
+
 impl Membership {
     pub(crate) fn new(
         me: Arc<Me>,
@@ -301,10 +306,7 @@ impl Membership {
     }
 
     fn stop_removed(&self) {
-        let node = self.me.session().node;
-        self.stop(format!(
-            "node {node} was removed from its ring: start with an empty directory to join as a new node"
-        ));
+        self.stop(removed(self.me.session().node));
     }
 
     fn stop(&self, why: String) {
@@ -490,7 +492,7 @@ impl Membership {
             }
             Err(JoinError::Refused(Refusal::NodeRemoved(node))) => {
                 reply.removed = true;
-                reply.refused = Refusal::NodeRemoved(node).to_string();
+                reply.refused = removed(node);
             }
             Err(JoinError::Refused(refusal)) => reply.refused = refusal.to_string(),
         }
