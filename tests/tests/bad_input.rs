@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
-use tests::client::Command;
+use tests::client::{Client, Command};
 use tests::cluster::Ring;
 use tests::load::Load;
 use tests::process::Refusal;
@@ -142,6 +142,31 @@ fn hostile_requests_and_clients_that_never_read_are_bounded() {
     wild.send(Command::Trim, 0, u64::MAX - 1, 4096, &[]).expect("sent");
     assert_ne!(wild.receive().expect("answered").errno, 0);
     assert_eq!(wild.read(0, 512).expect("it is still served"), [2; 512]);
+}
+
+#[test]
+fn a_thousand_idle_clients_disturb_nobody_and_more_are_turned_away() {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: files.maximum, ..files };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).expect("up to the hard limit");
+    let ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    let idle: Vec<_> = (0..1_000).map(|_| ring.open(0, "vol")).collect();
+    let mut other = ring.open(0, "vol");
+    for block in 0..200u64 {
+        other.write(block * 4096, &[2; 4096]).expect("others are served");
+    }
+    let memory = ring[0].memory();
+    println!("with 1,000 idle clients: {} MiB", memory >> 20);
+    assert!(memory <= LOADED_MAX, "{} MiB", memory >> 20);
+    let more: Vec<_> = (0..60).map(|_| Client::connect(ring.nbd(0), "vol")).collect();
+    let refused = more.iter().filter(|client| client.is_err()).count();
+    assert!(refused >= 30, "{refused} of 60 beyond the limit of 1,024");
+    other.write(0, &[3; 4096]).expect("still served");
+    drop((idle, more));
+    tests::wait::until(Duration::from_secs(10), "there is room again", || {
+        Client::connect(ring.nbd(0), "vol")
+    });
 }
 
 #[test]
