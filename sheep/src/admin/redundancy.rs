@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use wire::admin::{CheckSummary, Finding, FindingKind, Severity};
-use wire::id::SlotIndex;
+use wire::id::{NodeId, SlotIndex};
 use wire::policy::Copies;
 
 use crate::cluster::slots::{MemberState, SlotConfig};
@@ -76,7 +76,10 @@ fn finding(
         return Some(of(FindingKind::NoCopy, Severity::Degraded, text));
     }
     if !state.is_fully_redundant(copies, config) {
-        let text = format!("{} of {copies} copies in sync", in_sync.len());
+        let mut text = format!("{} of {copies} copies in sync", in_sync.len());
+        if !state.is_enough(copies, config) {
+            text += &format!(", too few for writes: they wait for {}", whom_writes_wait_for(config));
+        }
         return Some(of(FindingKind::TooFewCopies, Severity::Degraded, text));
     }
     let used: BTreeSet<&str> =
@@ -86,6 +89,16 @@ fn finding(
         return Some(of(FindingKind::SharedZone, Severity::Note, text));
     }
     None
+}
+
+/// The nodes that a slot with too few copies in sync can get them back from, for people.
+fn whom_writes_wait_for(config: &SlotConfig) -> String {
+    let catching_up = config.in_state(MemberState::CatchingUp).map(|m| m.session.node);
+    let any: BTreeSet<NodeId> = catching_up.chain(config.eligible.iter().map(|e| e.node)).collect();
+    match any.is_empty() {
+        true => "another node to take a copy".to_owned(),
+        false => any.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
+    }
 }
 
 /// The worse of two severities.
@@ -126,6 +139,16 @@ mod tests {
         let first = findings(&state).next().expect("degraded");
         assert_eq!((first.kind(), first.copies, first.slot), (FindingKind::TooFewCopies, 3, 0));
         assert_eq!(summary(&state).worst(), Severity::Degraded);
+    }
+
+    #[test]
+    fn slots_with_too_few_copies_for_writes_name_whom_they_wait_for() {
+        let state = evicted(founded(3, 3), &[2, 3]);
+        let first = findings(&state).next().expect("degraded");
+        assert_eq!((first.kind(), first.severity()), (FindingKind::TooFewCopies, Severity::Degraded));
+        let text = "1 of 3 copies in sync, too few for writes: they wait for 0000000000000002 or 0000000000000003";
+        assert_eq!(first.text, text);
+        assert_eq!(whom_writes_wait_for(&SlotConfig::default()), "another node to take a copy");
     }
 
     #[test]
