@@ -12,10 +12,11 @@
 //! ```
 
 mod greeter;
+mod reach;
 mod spec;
 mod start;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,6 +43,7 @@ use crate::machine::{random, wall_ms};
 use crate::peer::{Class, Peers};
 
 pub(crate) use self::greeter::MeshGreeter;
+use self::reach::Silent;
 use self::spec::{bytes_of, info_of, reachable, spec_of};
 
 /// How often a waiting node introduces itself.
@@ -70,6 +72,7 @@ pub(crate) struct Membership {
     spec: Mutex<NodeSpec>,
     identity: Mutex<IdentityFile>,
     known: Mutex<BTreeMap<NodeId, Known>>,
+    silent: Mutex<Silent>,
     seeds: Vec<Address>,
     reach: Arc<dyn Seeds>,
     local: bool,
@@ -87,6 +90,10 @@ pub(crate) struct Ring {
     pub(crate) peers: Peers,
     pub(crate) lease: Arc<Lease>,
     pub(crate) leader: Arc<Leader>,
+}
+
+fn unreached_by(message: &IntroduceMessage) -> BTreeSet<NodeId> {
+    message.unreached.iter().copied().map(NodeId).collect()
 }
 
 /// What a node is told that can never be let in again.
@@ -116,6 +123,7 @@ impl Membership {
             spec: Mutex::new(spec),
             identity: Mutex::new(identity),
             known: Mutex::new(known),
+            silent: Mutex::default(),
             seeds,
             reach,
             local,
@@ -193,6 +201,13 @@ impl Membership {
         let known = self.known.lock();
         let known = known.values().filter(|k| k.heard.is_some()).map(|k| k.info.clone()).collect();
         IntroduceMessage { me: self.info(), known, ..IntroduceMessage::default() }
+    }
+
+    /// The same to ask to be let in, which says whom this node does not reach.
+    async fn message_to_join(&self, peers: &Peers) -> IntroduceMessage {
+        let known: Vec<NodeId> = self.known.lock().keys().copied().collect();
+        let unreached = reach::silent_of(peers, known).await;
+        IntroduceMessage { unreached: unreached.iter().map(|node| node.0).collect(), ..self.message() }
     }
 
     /// Answers somebody's introduction; `from` is where it came from, for those who do not know.
@@ -321,7 +336,12 @@ impl Membership {
     /// Introduces, joins and renews until cancelled.
     pub(crate) async fn run(self: Arc<Self>, ring: Arc<Ring>, cancel: CancellationToken) {
         let keep = async {
-            tokio::join!(self.keep_introduced(&ring), self.keep_joined(&ring), self.keep_renewed(&ring));
+            tokio::join!(
+                self.keep_introduced(&ring),
+                self.keep_joined(&ring),
+                self.keep_renewed(&ring),
+                self.keep_reaching(&ring)
+            );
         };
         tokio::select! {
             () = cancel.cancelled() => {}
@@ -381,11 +401,13 @@ impl Membership {
     /// Joins, and joins again when the ring has taken this node for dead.
     async fn keep_joined(&self, ring: &Ring) {
         let mut refused_since: Option<Instant> = None;
+        let mut waits_for: Option<String> = None;
         loop {
             let state = ring.view.state();
             let me = self.me.session();
             if state.is_live(me) || self.leaving.load(Ordering::SeqCst) {
                 refused_since = None;
+                waits_for = None;
                 ring.view.change(Duration::from_secs(1)).await;
                 continue;
             }
@@ -425,6 +447,13 @@ impl Membership {
                     tracing::warn!(reason = reply.refused, "the ring does not let this node in");
                     tokio::time::sleep(INTRODUCE_EVERY).await;
                 }
+                Some(reply) if !reply.wait.is_empty() => {
+                    if waits_for.as_ref() != Some(&reply.wait) {
+                        tracing::warn!(reason = reply.wait, "the ring does not let this node in yet");
+                    }
+                    waits_for = Some(reply.wait);
+                    tokio::time::sleep(INTRODUCE_EVERY).await;
+                }
                 _ => refused_since = None,
             }
             ring.view.change(JOIN_AGAIN).await;
@@ -448,8 +477,9 @@ impl Membership {
 
     /// Asks the leader, here or through anybody known, to let this session in.
     async fn ask_to_join(&self, ring: &Ring, state: &ClusterState) -> Option<IntroduceMessage> {
+        let message = self.message_to_join(&ring.peers).await;
         if state.format().is_some() && ring.leader.leads() {
-            return Some(self.join_here(ring, self.spec()).await);
+            return Some(self.join_here(ring, self.spec(), &unreached_by(&message)).await);
         }
         // Before this node is in a ring, one that is must be known; then any of its members will do.
         let ring_known = self.cluster().is_some() || state.format().is_some();
@@ -460,7 +490,7 @@ impl Membership {
         };
         let leader = ring.log.leader().map(|l| l.node).filter(|l| known.contains(l));
         for node in leader.into_iter().chain(known) {
-            let meta = self.message().encode_to_vec().into();
+            let meta = message.encode_to_vec().into();
             let call = ring.peers.call(
                 node,
                 Class::Control,
@@ -481,9 +511,9 @@ impl Membership {
     }
 
     /// The leader's side of a join, for a node that asked it.
-    pub(crate) async fn join_here(&self, ring: &Ring, spec: NodeSpec) -> IntroduceMessage {
+    async fn join_here(&self, ring: &Ring, spec: NodeSpec, unreached: &BTreeSet<NodeId>) -> IntroduceMessage {
         let mut reply = self.message();
-        match ring.leader.join(spec, wall_ms()).await {
+        match ring.leader.join(spec, unreached, wall_ms()).await {
             Ok(_) => reply.joined = true,
             Err(JoinError::NotLeader | JoinError::Log(_)) => {}
             // Either another process is the node, or this one has not heard yet that its session is over.
@@ -494,6 +524,7 @@ impl Membership {
                 reply.removed = true;
                 reply.refused = removed(node);
             }
+            Err(JoinError::CutOff(why)) => reply.wait = why,
             Err(JoinError::Refused(refusal)) => reply.refused = refusal.to_string(),
         }
         reply
@@ -515,7 +546,7 @@ impl Membership {
             });
         }
         if ring.leader.leads() {
-            return Some(self.join_here(ring, spec).await);
+            return Some(self.join_here(ring, spec, &unreached_by(&message)).await);
         }
         let leader = ring.log.leader()?.node;
         let meta = message.encode_to_vec().into();
@@ -550,11 +581,13 @@ impl Membership {
 
     async fn renew(&self, ring: &Ring, session: Session) -> bool {
         let applied = ring.view.applied().index;
+        let unreached = self.silent.lock().to_tell();
         if ring.leader.leads() {
-            return ring.leader.renew(session, applied);
+            return ring.leader.renew(session, applied, &unreached);
         }
         let Some(leader) = ring.log.leader().map(|l| l.node) else { return false };
-        let meta = RenewRequest { session: session.into(), applied }.encode_to_vec().into();
+        let unreached = unreached.iter().map(|node| node.0).collect();
+        let meta = RenewRequest { session: session.into(), applied, unreached }.encode_to_vec().into();
         let call =
             ring.peers.call(leader, Class::Control, op::RENEW, meta, Payload::empty(), Some(RENEW_PATIENCE));
         call.await.is_ok_and(|r| r.status == Status::Ok as u16)

@@ -107,7 +107,8 @@ impl NodeService {
                 let Ok(renew) = RenewRequest::decode(request.meta) else {
                     return refuse(reply, Status::Invalid);
                 };
-                let granted = started.ring.leader.renew(renew.session.into(), renew.applied);
+                let unreached = renew.unreached.into_iter().map(NodeId).collect();
+                let granted = started.ring.leader.renew(renew.session.into(), renew.applied, &unreached);
                 refuse(reply, if granted { Status::Ok } else { Status::Busy });
             }
             op::SUSPECT => {

@@ -279,9 +279,26 @@ impl Ring {
         self.sheep.iter().map(|sheep| disk_usage(&sheep.dir.join("objects"))).sum()
     }
 
+    /// Somebody of the first three who neither owns `vdi` nor leads the log.
+    #[track_caller]
+    pub fn bystander(&self, vdi: &str) -> usize {
+        let (owner, leader) = (self.owner(vdi).expect("it is open"), self.leader());
+        (0..3).find(|index| *index != owner && *index != leader).expect("of three one is left")
+    }
+
     /// Where a sheep serves NBD.
     pub fn nbd(&self, index: usize) -> SocketAddr {
         SocketAddr::from((self[index].place.ip, self[index].ports.nbd))
+    }
+
+    /// Where these serve NBD.
+    pub fn nbds(&self, which: &[usize]) -> Vec<SocketAddr> {
+        which.iter().map(|index| self.nbd(*index)).collect()
+    }
+
+    /// Where all do.
+    pub fn everywhere(&self) -> Vec<SocketAddr> {
+        (0..self.count()).map(|index| self.nbd(index)).collect()
     }
 
     /// The same as foreign clients want it.

@@ -15,6 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::client::{Client, Command, FUA};
+use crate::cluster::Ring;
 use crate::oracle::{History, Moment, Stamp, fill, stamp_of};
 use crate::wait;
 
@@ -74,7 +75,12 @@ impl Load {
     /// Starts the workers, which run until [`Running::stop`].
     pub fn start(self) -> Running {
         let begin = Instant::now();
-        let shared = Arc::new(Shared { load: self, stop: AtomicBool::new(false), done: AtomicU64::new(0) });
+        let shared = Arc::new(Shared {
+            load: self,
+            stop: AtomicBool::new(false),
+            done: AtomicU64::new(0),
+            longest_wait: AtomicU64::new(0),
+        });
         let worker = |number| {
             let shared = shared.clone();
             let spawn = thread::Builder::new().name(format!("load{number}"));
@@ -90,6 +96,8 @@ struct Shared {
     load: Load,
     stop: AtomicBool,
     done: AtomicU64,
+    /// Nanoseconds, since they were last asked for.
+    longest_wait: AtomicU64,
 }
 
 /// A load under way. Dropping it leaves the threads to end by themselves.
@@ -128,6 +136,11 @@ impl Running {
         });
     }
 
+    /// The longest time for which a request that was answered since this was last asked had waited.
+    pub fn longest_wait(&self) -> Duration {
+        Duration::from_nanos(self.shared.longest_wait.swap(0, Ordering::Relaxed))
+    }
+
     /// Ends the load, reads every block through every gateway of `last`, and hands over what was seen.
     #[track_caller]
     pub fn stop(self, last: &[SocketAddr]) -> Outcome {
@@ -141,6 +154,19 @@ impl Running {
             read_back(&self.shared.load, *gateway, &mut all.history);
         }
         all
+    }
+}
+
+impl Running {
+    /// Ends the load once the ring is whole: what was acknowledged is there, for clients at `last` and on all copies.
+    #[track_caller]
+    pub fn finish(self, ring: &Ring, last: &[SocketAddr], name: &str) -> Outcome {
+        ring.wait_full();
+        let vdi = self.shared.load.export.clone();
+        let outcome = self.stop(last);
+        outcome.assert_good(name);
+        ring.assert_same_everywhere(&vdi);
+        outcome
     }
 }
 
@@ -278,6 +304,7 @@ impl Worker {
                 sent.remove(&reply.cookie).ok_or_else(|| io::Error::other("an answer to nothing"))?;
             let waited = Duration::from_nanos(now - request.from);
             self.outcome.longest_wait = self.outcome.longest_wait.max(waited);
+            self.shared.longest_wait.fetch_max(now - request.from, Ordering::Relaxed);
             if reply.errno != 0 {
                 let kind = if request.is_read { "read" } else { "write or flush" };
                 let (errno, worker) = (reply.errno, self.number);

@@ -1,6 +1,5 @@
 //! The ring grows, shrinks and loses parts of itself for good, under load.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -9,19 +8,13 @@ use tests::cluster::{Ring, sdcluster};
 use tests::load::{Load, Running};
 use tests::wait;
 
-fn gateways(ring: &Ring, which: &[usize]) -> Vec<SocketAddr> {
-    which.iter().map(|index| ring.nbd(*index)).collect()
-}
-
 /// Ends the load, of clients at `which`, none of whom has noticed anything.
 #[track_caller]
 fn finish(ring: &Ring, load: Running, which: &[usize], name: &str) {
     ring.wait_full();
     load.progress(100);
-    let outcome = load.stop(&gateways(ring, which));
-    outcome.assert_good(name);
+    let outcome = load.finish(ring, &ring.nbds(which), name);
     assert_eq!(outcome.broken, 0, "the clients' own sheep stayed");
-    ring.assert_same_everywhere("vol");
 }
 
 fn nodes(ring: &Ring) -> usize {
@@ -32,7 +25,7 @@ fn nodes(ring: &Ring) -> usize {
 fn a_node_is_drained_and_removed_under_load() {
     let mut ring = Ring::formatted(4);
     ring.create("vol", "128M");
-    let load = Load::scattered("vol", gateways(&ring, &[0, 1])).start();
+    let load = Load::scattered("vol", ring.nbds(&[0, 1])).start();
     load.progress(300);
     for victim in [3, 2] {
         if victim == 2 {
@@ -55,7 +48,7 @@ fn a_node_is_drained_and_removed_under_load() {
 fn five_join_at_once_under_load() {
     let mut ring = Ring::formatted(3);
     ring.create("vol", "128M");
-    let load = Load::scattered("vol", gateways(&ring, &[0, 1, 2])).start();
+    let load = Load::scattered("vol", ring.nbds(&[0, 1, 2])).start();
     load.progress(300);
     let options = sdcluster((0..3).map(|index| ring[index].ports.admin));
     (0..5).for_each(|_| _ = ring.add(options.clone()));
@@ -74,7 +67,7 @@ fn a_ring_of_five_in_three_zones_loses_a_zone() {
     let mut ring = Ring::with_options(&zones);
     ring.format(3);
     ring.create("vol", "128M");
-    let load = Load::scattered("vol", gateways(&ring, &[2, 4])).start();
+    let load = Load::scattered("vol", ring.nbds(&[2, 4])).start();
     load.progress(300);
     ring[0].kill();
     ring[1].kill();
@@ -87,7 +80,7 @@ fn a_ring_of_five_in_three_zones_loses_a_zone() {
 fn a_machine_that_is_lost_is_replaced_under_load() {
     let mut ring = Ring::formatted(3);
     ring.create("vol", "128M");
-    let load = Load::scattered("vol", gateways(&ring, &[0, 1])).start();
+    let load = Load::scattered("vol", ring.nbds(&[0, 1])).start();
     load.progress(300);
     let id = ring.id(2);
     ring[2].kill();
@@ -106,7 +99,7 @@ fn a_stop_of_a_minute_is_survived() {
     ring.create("vol", "128M");
     let victim = ring.leader();
     let others: Vec<usize> = (0..3).filter(|index| *index != victim).collect();
-    let load = Load::new("vol", gateways(&ring, &others)).start();
+    let load = Load::new("vol", ring.nbds(&others)).start();
     load.progress(300);
     ring[victim].signal(Signal::STOP);
     // The stall is the fault itself, so its length is a time.

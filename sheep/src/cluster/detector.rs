@@ -11,6 +11,7 @@
 //!      ├── a renewal, or a probe that is accepted ◄──────────┤
 //!      │                                                     ├── refused and lease expired ──► evict
 //!      │                                                     └── silent for dead_after ──────► evict
+//!      └── others do not reach it, and its lease expired ───────────────────────────────────► evict
 //!   a newer start of the same node ───────────────────────────────────────────────────► evict at once
 //! ```
 //!
@@ -23,6 +24,7 @@ use std::time::Duration;
 use wire::id::{NodeId, Session};
 
 use super::lease::{Grants, LEASE};
+pub use crate::peer::Probe;
 
 /// How long a silent node is waited for by default: long enough for a machine that swaps or a switch that
 /// relearns, short enough for I/O to flow again within five seconds of a power loss.
@@ -36,17 +38,6 @@ pub const EVICT_AGAIN: Duration = Duration::from_millis(500);
 
 /// A longer gap between two judgements means that this process slept.
 pub const ASLEEP: Duration = Duration::from_millis(250);
-
-/// How a connection attempt to a node went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Probe {
-    /// Nobody listens there, or something rejects in its place.
-    Refused,
-    /// Somebody listens.
-    Accepted,
-    /// No answer.
-    Silent,
-}
 
 /// What the leader should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +57,7 @@ struct Member {
     refused: Option<Duration>,
     probed: Option<Duration>,
     proved_dead: bool,
+    unwanted: bool,
     advised: Option<Duration>,
 }
 
@@ -96,6 +88,7 @@ impl Detector {
                 refused: None,
                 probed: None,
                 proved_dead: false,
+                unwanted: false,
                 advised: None,
             };
             members.insert(session, self.members.remove(&session).unwrap_or(fresh));
@@ -110,6 +103,19 @@ impl Detector {
             member.suspected = None;
             member.refused = None;
         }
+    }
+
+    /// `session` is to be taken out although it is alive. Its leases must end: see [`Grants::withhold`].
+    pub fn unwanted(&mut self, session: Session) {
+        if let Some(member) = self.members.get_mut(&session) {
+            member.unwanted = true;
+        }
+    }
+
+    /// Whether `session` has renewed its lease lately, or is this node's.
+    pub fn hears(&self, session: Session, now: Duration) -> bool {
+        session.node == self.me
+            || self.members.get(&session).is_some_and(|m| now.saturating_sub(m.heard) <= LEASE)
     }
 
     /// A connection to `node` was reset or refused, here or at a peer.
@@ -157,7 +163,7 @@ impl Detector {
                 continue;
             }
             let silent = now.saturating_sub(member.heard.max(awake_since));
-            let gone = member.refused.is_some() || silent >= dead_after;
+            let gone = member.refused.is_some() || silent >= dead_after || member.unwanted;
             if member.proved_dead || gone && grants.expired(*session, now) {
                 if member.advised.is_none_or(|at| now.saturating_sub(at) >= EVICT_AGAIN) {
                     member.advised = Some(now);

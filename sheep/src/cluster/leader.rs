@@ -16,21 +16,20 @@ use tokio_util::task::TaskTracker;
 use wire::id::{NodeId, Session};
 
 use super::clock::Clock;
-use super::detector::{Detector, Probe, Verdict};
+use super::complaints::{Complaints, Heard};
+use super::detector::{Detector, Verdict};
 use super::entry::{ClusterEntry, ClusterReply, NodeSpec, Refusal};
 use super::lease::Grants;
 use super::log::{ClusterLog, Role};
 use super::state::{ClusterState, Node, NodeStatus};
 use super::view::View;
 use crate::machine::wall_ms;
-use crate::peer::Net;
+use crate::peer::{Net, probe};
 
 /// How often the leader looks at everybody.
 const JUDGE_EVERY: Duration = Duration::from_millis(20);
 /// How often it looks at voters and at nodes that have been away for long.
 const TIDY_EVERY: Duration = Duration::from_millis(250);
-/// How long a probe may take.
-const PROBE_PATIENCE: Duration = Duration::from_millis(300);
 /// How long to wait for the log.
 const LOG_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a dead node's place is kept before others take it over. Restarts and reboots are shorter.
@@ -45,6 +44,7 @@ struct Term {
     detector: Detector,
     /// How far sessions have applied the log, as they said themselves.
     heard: BTreeMap<Session, u64>,
+    complaints: Complaints,
 }
 
 /// The leader's part of a node.
@@ -68,6 +68,9 @@ pub(crate) enum JoinError {
     /// Its last session may still be alive.
     #[error("the node's last session may still be alive")]
     StillAlive,
+    /// It would hold up others again.
+    #[error("{0}")]
+    CutOff(String),
     /// The log refused.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -105,13 +108,15 @@ impl Leader {
                 grants: Grants::new(now, metrics.silent_before),
                 detector,
                 heard: BTreeMap::new(),
+                complaints: Complaints::default(),
             });
         }
         term.as_mut().map(|t| f(t, now))
     }
 
-    /// A session asks to renew its lease, and says how far it has applied the log. Whether it got it.
-    pub(crate) fn renew(&self, session: Session, applied: u64) -> bool {
+    /// A session asks to renew its lease, and says how far it has applied the log and whom it does not reach.
+    /// Whether it got it.
+    pub(crate) fn renew(&self, session: Session, applied: u64, unreached: &BTreeSet<NodeId>) -> bool {
         if !self.view.state().is_live(session) {
             return false;
         }
@@ -119,7 +124,10 @@ impl Leader {
         let confirmed = self.log.metrics().quorum_acked_at;
         self.with_term(|term, now| {
             term.detector.renewed(session, now);
-            term.heard.insert(session, applied);
+            // Renewals come in any order.
+            let heard = term.heard.entry(session).or_default();
+            *heard = applied.max(*heard);
+            term.complaints.told(session, unreached, now);
             term.grants.renew(session, confirmed, now).is_ok()
         })
         .unwrap_or(false)
@@ -133,9 +141,15 @@ impl Leader {
         }
     }
 
-    /// Lets a node in, or back in as a new session.
-    pub(crate) async fn join(&self, node: NodeSpec, now_ms: u64) -> Result<u64, JoinError> {
+    /// Lets a node in that does not reach these others, or back in as a new session.
+    pub(crate) async fn join(
+        &self,
+        node: NodeSpec,
+        unreached: &BTreeSet<NodeId>,
+        now_ms: u64,
+    ) -> Result<u64, JoinError> {
         let state = self.view.state();
+        self.reaches_all(node.session.node, unreached, &state)?;
         let last = state.node(node.session.node).and_then(Node::live_session);
         if let Some(last) = last.filter(|s| *s != node.session && s.node != self.me) {
             // It may be a copy of a directory that is in use: only a lapsed lease says that it is not.
@@ -160,6 +174,60 @@ impl Leader {
             }
             Ok((index, _)) => Ok(index),
             Err(error) => Err(JoinError::Log(error.to_string())),
+        }
+    }
+
+    /// A node that does not reach members that are there, or was found so again and again, is not let in.
+    fn reaches_all(
+        &self,
+        node: NodeId,
+        unreached: &BTreeSet<NodeId>,
+        state: &ClusterState,
+    ) -> Result<(), JoinError> {
+        let answer = self.with_term(|term, now| {
+            let is_there = |n: &NodeId| {
+                let session = state.node(*n).and_then(Node::live_session);
+                session.is_some_and(|session| term.detector.hears(session, now))
+            };
+            (unreached.iter().copied().find(is_there), term.complaints.stays_out(node, now))
+        });
+        match answer {
+            None => Err(JoinError::NotLeader),
+            Some((Some(other), _)) => {
+                Err(JoinError::CutOff(format!("it does not reach node {other}, which is in the ring")))
+            }
+            Some((None, wait)) if !wait.is_zero() => Err(JoinError::CutOff(format!(
+                "others did not reach it several times; it has to wait for {} s yet",
+                wait.as_secs() + 1
+            ))),
+            Some((None, _)) => Ok(()),
+        }
+    }
+
+    /// Of two members that do not reach each other one is to go; its lease ends first.
+    fn hear_complaints(&self) {
+        let state = self.view.state();
+        let whom = self.with_term(|term, now| {
+            if term.complaints.is_empty() {
+                return None;
+            }
+            let heard: Vec<Heard> = live_sessions(&state)
+                .into_iter()
+                .filter(|session| term.detector.hears(*session, now))
+                .map(|session| {
+                    let owns = state.vdis().filter(|v| v.owner.session == Some(session)).count();
+                    Heard { session, stores: state.serves(session), owns }
+                })
+                .collect();
+            let whom = term.complaints.whom(&heard, self.me, now);
+            let harmless = whom.into_iter().find(|session| !stops_writes(&state, *session))?;
+            term.grants.withhold(harmless);
+            term.detector.unwanted(harmless);
+            term.complaints.taken_out(harmless.node, now);
+            Some(harmless)
+        });
+        if let Some(session) = whom.flatten() {
+            tracing::warn!(%session, "others do not reach it; it is taken out until they do");
         }
     }
 
@@ -203,6 +271,7 @@ impl Leader {
             }
             if tidied.elapsed() >= TIDY_EVERY {
                 tidied = tokio::time::Instant::now();
+                self.hear_complaints();
                 self.tidy().await;
             }
         }
@@ -224,12 +293,7 @@ impl Leader {
         let address = self.view.state().node(node).and_then(|n| n.spec.mesh.parse::<SocketAddr>().ok());
         let Some(address) = address else { return };
         let begun = self.clock.now();
-        let attempt = tokio::time::timeout(PROBE_PATIENCE, self.net.connect(address)).await;
-        let probe = match attempt {
-            Ok(Ok(_)) => Probe::Accepted,
-            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Probe::Refused,
-            Ok(Err(_)) | Err(_) => Probe::Silent,
-        };
+        let probe = probe(&*self.net, address).await;
         self.with_term(|term, _| term.detector.probed(node, probe, begun));
         self.news.notify_one();
     }
@@ -242,6 +306,7 @@ impl Leader {
         self.with_term(|term, _| {
             term.grants.retain(|session| !replaced(session));
             term.heard.retain(|session, _| state.is_live(*session));
+            term.complaints.retain(|session| state.is_live(session));
         });
         let metrics = self.log.metrics();
         let voters = choose_voters(&state, &metrics.voters, self.me);
@@ -287,6 +352,16 @@ impl Leader {
 /// The sessions that have said that they have applied the log up to `index`.
 fn knowing(heard: &BTreeMap<Session, u64>, index: u64) -> BTreeSet<Session> {
     heard.iter().filter(|(_, applied)| **applied >= index).map(|(session, _)| *session).collect()
+}
+
+/// Whether some slot that has enough copies in sync for writes has too few without `session`.
+fn stops_writes(state: &ClusterState, session: Session) -> bool {
+    let mut without = state.clone();
+    without.apply_entry(u64::MAX, &ClusterEntry::Evict { sessions: vec![session], now_ms: 0 });
+    state.slots().any(|(copies, slot, config)| {
+        state.is_enough(copies, config)
+            && !without.slot(copies, slot).is_some_and(|after| without.is_enough(copies, after))
+    })
 }
 
 fn live_sessions(state: &ClusterState) -> Vec<Session> {

@@ -100,7 +100,7 @@ pub enum RenewError {
     /// This node does not lead, or no majority has confirmed lately that it does.
     #[error("no majority behind this leader")]
     NoQuorum,
-    /// The session was released, is proved dead, or has been evicted.
+    /// The session was released, is proved dead, is about to be evicted, or has been.
     #[error("session {0} has ended")]
     Ended(Session),
 }
@@ -112,6 +112,7 @@ pub struct Grants {
     knows_all_from: Duration,
     last: BTreeMap<Session, Duration>,
     ended: BTreeSet<Session>,
+    withheld: BTreeSet<Session>,
 }
 
 impl Grants {
@@ -124,6 +125,7 @@ impl Grants {
             knows_all_from: now + EXPIRY.saturating_sub(head_start),
             last: BTreeMap::new(),
             ended: BTreeSet::new(),
+            withheld: BTreeSet::new(),
         }
     }
 
@@ -135,7 +137,7 @@ impl Grants {
         quorum_acked_at: Option<Duration>,
         now: Duration,
     ) -> Result<(), RenewError> {
-        if self.ended.contains(&session) {
+        if self.ended.contains(&session) || self.withheld.contains(&session) {
             return Err(RenewError::Ended(session));
         }
         if quorum_acked_at.is_none_or(|at| now.saturating_sub(at) >= QUORUM_FRESH) {
@@ -151,6 +153,11 @@ impl Grants {
     pub fn end(&mut self, session: Session) {
         self.last.remove(&session);
         self.ended.insert(session);
+    }
+
+    /// `session` gets no lease any more; what it was granted lasts as long as it does.
+    pub fn withhold(&mut self, session: Session) {
+        self.withheld.insert(session);
     }
 
     /// Whether `session` surely holds no lease at `now`, whoever granted it.
@@ -171,6 +178,7 @@ impl Grants {
     pub fn retain(&mut self, keep: impl Fn(Session) -> bool) {
         self.last.retain(|session, _| keep(*session));
         self.ended.retain(|session| keep(*session));
+        self.withheld.retain(|session| keep(*session));
     }
 }
 
@@ -233,5 +241,14 @@ mod tests {
         assert_eq!(grants.renew(ONE, Some(MS(101)), MS(101)), Err(RenewError::Ended(ONE)));
         grants.retain(|session| session != ONE);
         assert_eq!(grants.last_grant(ONE), None);
+    }
+
+    #[test]
+    fn a_lease_that_is_withheld_ends_by_itself() {
+        let mut grants = Grants::new(MS(0), MS(0));
+        grants.renew(ONE, Some(MS(1_000)), MS(1_000)).expect("granted");
+        grants.withhold(ONE);
+        assert_eq!(grants.renew(ONE, Some(MS(1_100)), MS(1_100)), Err(RenewError::Ended(ONE)));
+        assert!(!grants.expired(ONE, MS(1_510)) && grants.expired(ONE, MS(1_511)));
     }
 }

@@ -32,13 +32,16 @@ impl Membership {
     /// Asks to be let in before this node's log starts: while its last session is alive the directory is a
     /// copy, and a copy must not vote. Where no leader can say, the log is needed to make one.
     pub(crate) async fn join_first(&self, peers: &Peers) -> Result<(), String> {
-        let began = Instant::now();
+        let mut began = Instant::now();
         let mut heard = began;
+        let mut told = false;
         loop {
+            let message = self.message_to_join(peers).await;
             let known: Vec<NodeId> = self.known.lock().keys().copied().collect();
             let mut answered = false;
+            let mut waits = false;
             for node in known {
-                let meta = self.message().encode_to_vec().into();
+                let meta = message.encode_to_vec().into();
                 let patience = Some(INTRODUCE_PATIENCE);
                 let call = peers.call(node, Class::Control, op::JOIN, meta, Payload::empty(), patience);
                 let Ok(reply) = call.await else { continue };
@@ -50,12 +53,22 @@ impl Membership {
                 if !reply.refused.is_empty() {
                     return Err(reply.refused);
                 }
+                if !reply.wait.is_empty() {
+                    waits = true;
+                    if !told {
+                        told = true;
+                        tracing::warn!(reason = reply.wait, "the ring does not let this node in yet");
+                    }
+                }
                 if !reply.duplicate && reply.joined {
                     return Ok(());
                 }
             }
             if answered {
                 heard = Instant::now();
+            }
+            if waits {
+                began = Instant::now();
             }
             if began.elapsed() > DUPLICATE_AFTER && answered {
                 return Err(format!(

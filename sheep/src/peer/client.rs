@@ -1,6 +1,6 @@
 //! Requests to other nodes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use super::class::Class;
 use super::hello::Greeter;
 use super::link::{Link, LostReason};
 use super::net::Net;
+use super::probe::{Probe, probe};
 
 /// Events a subscriber may lag behind before it misses some; it sees that it has and can look at the
 /// cluster's state instead.
@@ -46,6 +47,10 @@ pub enum PeerEvent {
         reason: LostReason,
     },
 }
+
+/// What [`Peers::stalled`] saw when it looked last.
+#[derive(Debug, Default)]
+pub struct Stalled(HashMap<(NodeId, Class), u64>);
 
 /// The other nodes, by id. Connections are made when first needed and then kept up.
 #[derive(Clone)]
@@ -154,6 +159,21 @@ impl Peers {
                 tokio::time::timeout(deadline, call).await.unwrap_or(Err(CallError::Timeout { node }))
             }
         }
+    }
+
+    /// Whether somebody listens where `node` should be; `None` if its address is not known. Cancel safe.
+    pub async fn probe(&self, node: NodeId) -> Option<Probe> {
+        let address = self.address(node)?;
+        Some(probe(&*self.0.net, address).await)
+    }
+
+    /// The nodes that have been waited for since the last look, in which nothing came from them.
+    pub fn stalled(&self, last: &mut Stalled) -> BTreeSet<NodeId> {
+        let now: HashMap<(NodeId, Class), u64> =
+            self.0.links.read().iter().filter_map(|(key, link)| Some((*key, link.waits()?))).collect();
+        let before = std::mem::replace(&mut last.0, now);
+        let same = last.0.iter().filter(|(key, replies)| before.get(*key) == Some(*replies));
+        same.map(|((node, _), _)| *node).collect()
     }
 
     /// Closes all connections, fails what is under way and returns when all tasks have ended.

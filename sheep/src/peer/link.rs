@@ -156,6 +156,8 @@ pub(super) struct Link {
 struct State {
     phase: Phase,
     outstanding: HashMap<u64, ReplySender>,
+    /// How many replies have come.
+    replies: u64,
 }
 
 enum Phase {
@@ -172,7 +174,11 @@ impl Link {
             node,
             class,
             next_id: AtomicU64::new(1),
-            state: Mutex::new(State { phase: Phase::Down { failed: None }, outstanding: HashMap::new() }),
+            state: Mutex::new(State {
+                phase: Phase::Down { failed: None },
+                outstanding: HashMap::new(),
+                replies: 0,
+            }),
             wanted: Notify::new(),
             count: Arc::new(Semaphore::new(budget.count)),
             bytes: Arc::new(Semaphore::new(budget.bytes / BUDGET_UNIT)),
@@ -246,6 +252,17 @@ impl Link {
 
     pub(super) fn stopped(&self) -> CallError {
         CallError::Unreachable { node: self.node, reason: LostReason::Stopped }
+    }
+
+    /// How many replies have come, if one is waited for or there is no connection.
+    pub(super) fn waits(&self) -> Option<u64> {
+        let state = self.state.lock();
+        let waits = match &state.phase {
+            Phase::Up(_) => !state.outstanding.is_empty(),
+            Phase::Connecting { .. } | Phase::Down { failed: Some(_) } => true,
+            Phase::Down { failed: None } | Phase::Stopped => false,
+        };
+        waits.then_some(state.replies)
     }
 
     /// Wants a connection, without a request for it.
@@ -386,7 +403,11 @@ impl Link {
                 return Err(LostReason::Garbled);
             }
             // Nobody may be waiting any more.
-            let sender = self.state.lock().outstanding.remove(&frame.id);
+            let sender = {
+                let mut state = self.state.lock();
+                state.replies += 1;
+                state.outstanding.remove(&frame.id)
+            };
             if let Some(sender) = sender {
                 let _ =
                     sender.send(Ok(Reply { status: frame.code, meta: frame.meta, payload: frame.payload }));

@@ -10,6 +10,7 @@
 //! | `reader`, `outbox` | frames in and out of one connection |
 //! | `client`, `link`, `call` | requests to other nodes |
 //! | `server` | requests from other nodes |
+//! | `probe` | whether somebody is there |
 //!
 //! What holds:
 //! - Requests to one node and class reach its [`Service`] in the order of the [`Peers::start`] calls, as
@@ -24,15 +25,18 @@ mod hello;
 mod link;
 mod net;
 mod outbox;
+mod probe;
 mod reader;
 mod server;
 
 pub use call::{CallError, PendingReply, Permit, Reply};
 pub use class::Class;
-pub use client::{PeerEvent, Peers};
+pub use client::{PeerEvent, Peers, Stalled};
 pub use hello::Greeter;
 pub use link::LostReason;
 pub use net::{Accept, Net, Stream, TcpNet};
+pub use probe::Probe;
+pub(crate) use probe::probe;
 pub use server::{Listener, PeerInfo, Request, Responder, Service, status};
 
 #[cfg(test)]

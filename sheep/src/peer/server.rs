@@ -20,7 +20,7 @@ use wire::hello::{BootId, Hello, HelloReject};
 use wire::id::Session;
 
 use super::class::{Budget, Class};
-use super::hello::{self, Greeter, HELLO_LIMITS, HELLO_TIMEOUT};
+use super::hello::{self, GreetError, Greeter, HELLO_LIMITS, HELLO_TIMEOUT};
 use super::net::{Accept, Net, Stream};
 use super::outbox::Outbox;
 use super::reader::{FrameReader, ReadError};
@@ -250,6 +250,8 @@ impl Server {
         };
         let (info, class) = match greeted {
             Ok(Ok((hello, class, version))) => (Arc::new(PeerInfo::new(&hello, class, version)), class),
+            // Somebody only wanted to know whether somebody is here.
+            Ok(Err(GreetError::Read(ReadError::Eof))) => return,
             Ok(Err(error)) => return tracing::info!(%from, %error, "peer connection not opened"),
             Err(_) => return tracing::info!(%from, "peer connection without a hello"),
         };

@@ -274,7 +274,8 @@ fn messages_for_clients_keep_their_bytes() {
 
 #[test]
 fn messages_of_nodes_keep_their_bytes() {
-    check(&RenewRequest { session: SESSION, applied: 0x65 }, "0a0b09121100000000000010131065");
+    let renew = RenewRequest { session: SESSION, applied: 0x65, unreached: vec![0x66] };
+    check(&renew, "0a0b091211000000000000101310651a086600000000000000");
     check(&SuspectRequest { session: SESSION }, "0a0b0912110000000000001013");
     check(
         &node_info(),
@@ -290,6 +291,8 @@ fn messages_of_nodes_keep_their_bytes() {
         duplicate: true,
         removed: true,
         joined: true,
+        unreached: vec![0x66],
+        wait: "w".to_owned(),
     };
     check(
         &introduce,
@@ -297,7 +300,7 @@ fn messages_of_nodes_keep_their_bytes() {
         0a530a0b09121100000000000010131210818181818181818181818181818181811a016122016d2a017a308201380142\
         10858585858585858585858585858585854883015184000000000000005a0608860110870112530a0b09121100000000\
         000010131210818181818181818181818181818181811a016122016d2a017a3082013801421085858585858585858585\
-        8585858585854883015184000000000000005a060886011087011861220172280130013801",
+        8585858585854883015184000000000000005a060886011087011861220172280130013801420866000000000000004a0177",
     );
     let status = NodeStatusReply {
         space_total: 0x61,

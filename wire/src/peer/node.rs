@@ -3,7 +3,7 @@
 use super::SessionRef;
 
 /// RENEW.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, prost::Message)]
 pub struct RenewRequest {
     /// Whose lease.
     #[prost(message, required, tag = "1")]
@@ -11,6 +11,9 @@ pub struct RenewRequest {
     /// The log index that the session has applied.
     #[prost(uint64, tag = "2")]
     pub applied: u64,
+    /// The nodes that do not answer this one's attempts to connect.
+    #[prost(fixed64, repeated, tag = "3")]
+    pub unreached: Vec<u64>,
 }
 
 /// SUSPECT.
@@ -94,6 +97,12 @@ pub struct IntroduceMessage {
     /// Reply to JOIN: the session is in the ring.
     #[prost(bool, tag = "7")]
     pub joined: bool,
+    /// JOIN: the nodes that do not answer the speaker's attempts to connect.
+    #[prost(fixed64, repeated, tag = "8")]
+    pub unreached: Vec<u64>,
+    /// Reply to JOIN: why not yet, for people. The speaker is to ask again.
+    #[prost(string, tag = "9")]
+    pub wait: String,
 }
 
 /// NODE_STATUS's answer.
