@@ -116,6 +116,22 @@ pub(crate) enum Cluster {
         #[arg(long)]
         deep: bool,
     },
+    /// Give up nodes that will never come back, and go on with what is left
+    #[command(
+        after_help = "Without --force it only says who is waited for and what could be lost without them. Start \
+                            those nodes again if there is any way to: then nothing is lost."
+    )]
+    Recover {
+        /// Do it, after asking: WHAT ONLY THOSE NODES HAD IS LOST
+        #[arg(long)]
+        force: bool,
+        /// A node to give up, by its id; may be given several times [default: all that are waited for]
+        #[arg(long = "node", value_name = "ID")]
+        nodes: Vec<NodeId>,
+        /// Do not ask
+        #[arg(long, requires = "force")]
+        yes: bool,
+    },
     /// Stop every sheep once what it has accepted is durable
     Shutdown,
 }

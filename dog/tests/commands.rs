@@ -245,6 +245,34 @@ fn what_may_be_old_is_said_and_never_counts_as_clean() {
 }
 
 #[test]
+fn dead_nodes_are_given_up_only_by_whoever_agrees() {
+    let ran = done(fake().dog("cluster recover"));
+    assert!(ran.stdout.contains("nobody is waited for"), "{ran:?}");
+
+    let fake = Fake::start(Script { gone: vec![3], ..Default::default() });
+    let ran = fake.dog("cluster recover");
+    assert_eq!(ran.exit, 1, "{ran:?}");
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    let risk = "my-disk: 28 MiB may be lost: 4 MiB at 0 B (all of it), 4 MiB at 8 MiB (what was written last), \
+                4 MiB at 16 MiB (what was written last), 4 MiB at 24 MiB (what was written last), \
+                4 MiB at 32 MiB (what was written last), and 2 more ranges, parts of its object map";
+    assert_eq!(lines[0], risk);
+    assert!(
+        lines[1].starts_with("without 0000000000000003, 1 slot may lose something, of 1 VDI."),
+        "{ran:?}"
+    );
+
+    let ran = fake.dog("cluster recover --force");
+    assert_eq!(ran.exit, 1, "nobody is there to agree: {ran:?}");
+    assert!(ran.stderr.contains("nothing was done"), "{ran:?}");
+    assert!(fake.asked().iter().all(|asked| asked.contains("force: false")), "{:?}", fake.asked());
+    let ran = done(fake.dog("cluster recover --force --yes -o json")).json();
+    assert_eq!((&ran["done"], &ran["nodes"]), (&json!(true), &json!(["0000000000000003"])));
+    assert!(fake.asked().pop().expect("asked").contains("nodes: [3], force: true"));
+    assert_eq!(fake.dog("cluster recover --yes").exit, 2);
+}
+
+#[test]
 fn changes_ask_for_what_the_command_line_says() {
     for (line, asked, told) in [
         ("cluster format -c 2 --slots 512 --force", "copies: 2, slots: 512, force: true", "formatted anew"),

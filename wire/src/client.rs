@@ -218,6 +218,8 @@ calls! {
 streams! {
     /// Checks every slot's redundancy, and every copy if deep.
     cluster_check: ClusterServiceClient.check(CheckClusterRequest) -> CheckEvent, Always;
+    /// What giving up dead nodes would cost, or does it; twice is once.
+    cluster_recover: ClusterServiceClient.recover(RecoverRequest) -> RecoverEvent, Always;
     /// Drains a node; asking again for a draining node reports on.
     node_drain: NodeServiceClient.drain(DrainRequest) -> DrainEvent, Always;
     /// All VDIs, in batches.

@@ -63,6 +63,7 @@ impl From<Finding> for FindingView {
                 FindingKind::Orphan => "orphan",
                 FindingKind::Unreadable => "unreadable",
                 FindingKind::Map => "map",
+                FindingKind::NoMajority => "no_majority",
             },
             text: finding.text,
             copies: slot.and(Some(finding.copies)),

@@ -11,7 +11,7 @@ use crate::output::{Output, Record};
 use crate::time::rfc3339;
 
 use super::node::SpaceView;
-use super::{check, dash, node_id};
+use super::{check, dash, node_id, recover};
 
 pub(super) async fn run(verb: Cluster, client: &mut AdminClient, output: &Output) -> Result<Exit, Failure> {
     match verb {
@@ -46,6 +46,7 @@ pub(super) async fn run(verb: Cluster, client: &mut AdminClient, output: &Output
             let events = client.cluster_check(admin::CheckClusterRequest { deep }).await;
             check::follow(what, events.map_err(Failure::client(what))?, output).await
         }
+        Cluster::Recover { force, nodes, yes } => recover::run(client, output, &nodes, force, yes).await,
         Cluster::Shutdown => {
             let reply = client.cluster_shutdown(admin::ShutdownRequest {}).await;
             reply.map_err(Failure::client("cluster shutdown"))?;
@@ -70,6 +71,9 @@ struct ClusterView {
     feature_level: u32,
     leader: Option<String>,
     voters: Vec<String>,
+    /// The voters that do not answer, while there is no majority.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    silent: Vec<String>,
     nodes: u32,
     nodes_up: u32,
     zones: u32,
@@ -101,6 +105,7 @@ impl From<ClusterInfo> for ClusterView {
             feature_level: info.feature_level,
             leader: node_id(info.leader),
             voters: info.voters.into_iter().filter_map(node_id).collect(),
+            silent: info.silent.into_iter().filter_map(node_id).collect(),
             nodes: info.nodes,
             nodes_up: info.nodes_up,
             zones: info.zones,
@@ -138,6 +143,12 @@ impl Record for ClusterView {
             ("Voters", self.voters.join(" ")),
             ("Feature level", self.feature_level.to_string()),
         ]);
+        if !self.silent.is_empty() {
+            fields.push((
+                "Waits for",
+                format!("a majority of the voters: silent are {}", self.silent.join(" ")),
+            ));
+        }
         fields
     }
 }

@@ -4,6 +4,7 @@ mod check;
 mod cluster;
 mod lock;
 mod node;
+mod recover;
 mod transfer;
 mod vdi;
 

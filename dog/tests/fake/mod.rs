@@ -43,6 +43,8 @@ pub(crate) struct Script {
     pub(crate) other: Option<u16>,
     /// Every answer may be old.
     pub(crate) stale: bool,
+    /// Dead nodes that are waited for.
+    pub(crate) gone: Vec<u64>,
     /// What checks find.
     pub(crate) findings: Vec<Finding>,
     /// The VDI's content.
@@ -233,6 +235,27 @@ impl ClusterService for Sheep {
     async fn check(&self, request: Request<CheckClusterRequest>) -> Reply<Many<CheckEvent>> {
         self.asked(request.into_inner()).await?;
         Ok(Response::new(self.check()))
+    }
+
+    type RecoverStream = Many<RecoverEvent>;
+
+    async fn recover(&self, request: Request<RecoverRequest>) -> Reply<Many<RecoverEvent>> {
+        let request = request.into_inner();
+        let (nodes, done) = (request.nodes.clone(), request.force);
+        self.asked(request).await?;
+        let nodes = if nodes.is_empty() { self.0.script.gone.clone() } else { nodes };
+        let range = |offset| RiskRange { offset, length: 4 << 20, everything: offset == 0 };
+        let risk = VdiAtRisk {
+            name: "my-disk".into(),
+            ranges: (0..7).map(|n| range(n << 23)).collect(),
+            bytes: 28 << 20,
+            map: true,
+            ..Default::default()
+        };
+        let vdis = if nodes.is_empty() { vec![] } else { vec![recover_event::Event::Vdi(risk)] };
+        let summary = RecoverSummary { view: self.view(), slots: nodes.len() as u64, nodes, done };
+        let events = vdis.into_iter().chain([recover_event::Event::Summary(summary)]);
+        Ok(Response::new(many(events.map(|event| RecoverEvent { event: Some(event) }).collect())))
     }
 
     async fn shutdown(&self, request: Request<ShutdownRequest>) -> Reply<ShutdownReply> {

@@ -7,8 +7,11 @@ use tonic::{Request, Response, Status};
 use wire::admin::cluster_service_server::ClusterService;
 use wire::admin::{
     AdminError, CheckClusterRequest, CheckEvent, CheckSummary, ClusterInfo, ClusterInfoRequest,
-    ClusterStatus, FormatReply, FormatRequest, Progress, ShutdownReply, ShutdownRequest, Space, check_event,
+    ClusterStatus, FormatReply, FormatRequest, Progress, RecoverEvent, RecoverRequest, ShutdownReply,
+    ShutdownRequest, Space, check_event,
 };
+
+use wire::id::NodeId;
 
 use super::check::Tally;
 use super::stream::{Answers, Ended, Sink};
@@ -40,6 +43,18 @@ impl ClusterService for Admin {
         self.host.view_settles().await;
         request::formatted(&self.gateway.context.view.state())?;
         self.stream(|admin, sink| async move { admin.check_cluster(&sink, deep).await })
+    }
+
+    type RecoverStream = Answers<RecoverEvent>;
+
+    async fn recover(
+        &self,
+        request: Request<RecoverRequest>,
+    ) -> Result<Response<Self::RecoverStream>, Status> {
+        let request = request.into_inner();
+        self.host.view_settles().await;
+        request::formatted(&self.gateway.context.view.state())?;
+        self.stream(|admin, sink| async move { admin.recover_without(&sink, request).await })
     }
 
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Result<Response<ShutdownReply>, Status> {
@@ -97,11 +112,29 @@ impl Admin {
             slots_degraded: counts.degraded,
             space: Some(Space { total: sum(|s| s.total), free: sum(|s| s.free), used: sum(|s| s.used) }),
             driver: self.host.driver().to_owned(),
+            silent: self.silent_voters().await.into_iter().map(|id| id.0).collect(),
         }
+    }
+
+    /// While there is no majority: the voters that do not answer.
+    async fn silent_voters(&self) -> Vec<NodeId> {
+        if self.host.view_is_fresh() {
+            return Vec::new();
+        }
+        let me = self.host.spec().session.node;
+        let voters = self.gateway.context.log.metrics().voters;
+        let others: Vec<NodeId> = voters.into_iter().filter(|id| *id != me).collect();
+        let replies = nodes::ask(&*self.host, others.clone()).await;
+        others.into_iter().filter(|id| !replies.contains_key(id)).collect()
     }
 
     async fn check_cluster(&self, sink: &Sink<CheckEvent>, deep: bool) -> Result<(), Ended> {
         let state = self.gateway.context.view.state();
+        let silent = self.silent_voters().await;
+        if !silent.is_empty() {
+            let finding = redundancy::no_majority(&silent);
+            sink.send(CheckEvent { event: Some(check_event::Event::Finding(finding)) }).await?;
+        }
         for finding in redundancy::findings(&state) {
             sink.send(CheckEvent { event: Some(check_event::Event::Finding(finding)) }).await?;
         }

@@ -12,6 +12,7 @@
 //! | `request` | decoding: names, ids, views |
 //! | `stream` | streamed answers: bounded, and over when the client or the node goes |
 //! | `cluster`, `redundancy`, `shutdown` | the cluster service, which slots lack copies, stopping |
+//! | `recover` | giving up nodes that will never come back |
 //! | `node`, `nodes`, `drain` | the node service, how members are shown, moving everything off one |
 //! | `vdi`, `create`, `list`, `object`, `transfer`, `check`, `lock` | the VDI service, by verb |
 //!
@@ -29,6 +30,7 @@ mod lock;
 mod node;
 mod nodes;
 mod object;
+mod recover;
 mod redundancy;
 mod request;
 mod server;
@@ -111,7 +113,10 @@ impl Admin {
     async fn propose_again(&self, entry: ClusterEntry) -> Result<(u64, ClusterReply), ProposeError> {
         let harmless = matches!(
             entry,
-            ClusterEntry::Drain { .. } | ClusterEntry::Remove { .. } | ClusterEntry::SetRecovery { .. }
+            ClusterEntry::Drain { .. }
+                | ClusterEntry::Remove { .. }
+                | ClusterEntry::Abandon { .. }
+                | ClusterEntry::SetRecovery { .. }
         );
         let until = tokio::time::Instant::now() + LOG_PATIENCE;
         loop {

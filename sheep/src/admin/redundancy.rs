@@ -91,6 +91,17 @@ fn finding(
     None
 }
 
+/// That the log's voters are too few to decide anything, as these do not answer.
+pub(super) fn no_majority(silent: &[NodeId]) -> Finding {
+    let whom: Vec<String> = silent.iter().map(ToString::to_string).collect();
+    Finding {
+        kind: FindingKind::NoMajority.into(),
+        severity: Severity::Degraded.into(),
+        text: format!("no majority of the voters: everything waits until {} answers", whom.join(" or ")),
+        ..Finding::default()
+    }
+}
+
 /// The nodes that a slot with too few copies in sync can get them back from, for people.
 fn whom_writes_wait_for(config: &SlotConfig) -> String {
     let catching_up = config.in_state(MemberState::CatchingUp).map(|m| m.session.node);
@@ -146,7 +157,8 @@ mod tests {
         let state = evicted(founded(3, 3), &[2, 3]);
         let first = findings(&state).next().expect("degraded");
         assert_eq!((first.kind(), first.severity()), (FindingKind::TooFewCopies, Severity::Degraded));
-        let text = "1 of 3 copies in sync, too few for writes: they wait for 0000000000000002 or 0000000000000003";
+        let text =
+            "1 of 3 copies in sync, too few for writes: they wait for 0000000000000002 or 0000000000000003";
         assert_eq!(first.text, text);
         assert_eq!(whom_writes_wait_for(&SlotConfig::default()), "another node to take a copy");
     }

@@ -107,6 +107,11 @@ pub enum ClusterEntry {
         /// Which.
         node: NodeId,
     },
+    /// Nodes that are down will never come back, and are waited for no longer, whatever they alone had.
+    Abandon {
+        /// Which.
+        nodes: Vec<NodeId>,
+    },
     /// A session's disk failed: its copies no longer count.
     FailDisk {
         /// Whose.

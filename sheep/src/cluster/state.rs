@@ -318,6 +318,7 @@ impl ClusterState {
                 Ok(ClusterReply::Done)
             }
             ClusterEntry::Remove { node } => self.remove(index, *node),
+            ClusterEntry::Abandon { nodes } => self.abandon(index, nodes),
             ClusterEntry::FailDisk { session, reason } => {
                 self.live(*session)?;
                 if let Some(node) = self.nodes.get_mut(&session.node) {
@@ -560,9 +561,12 @@ fn new_node(spec: &NodeSpec, now_ms: u64) -> Node {
     Node { spec: spec.clone(), status: NodeStatus::Up, draining: false, disk_failed: None, since_ms: now_ms }
 }
 
+mod abandon;
 mod layout;
 mod validate;
 mod vdis;
+
+pub use abandon::Loss;
 
 #[cfg(test)]
 mod golden;

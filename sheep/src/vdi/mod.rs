@@ -21,7 +21,7 @@ pub(crate) mod check;
 pub(crate) mod clients;
 pub(crate) mod context;
 mod flush;
-mod map;
+pub(crate) mod map;
 mod object;
 pub(crate) mod owner;
 pub(crate) mod owners;

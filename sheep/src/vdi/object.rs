@@ -262,6 +262,7 @@ impl Owner {
         }
         let mut changes = self.context.view.subscribe();
         let mut gaps = 0;
+        let mut missing: Vec<Session> = Vec::new();
         let mut waiting = None;
         loop {
             changes.mark_unchanged();
@@ -294,7 +295,16 @@ impl Owner {
                         Err(Failure::Status(Status::NoSpace)) if give_up_when_full => {
                             return Err(IoFailure::NoSpace);
                         }
-                        Err(Failure::Status(Status::Gap | Status::NotFound | Status::Damaged)) => {
+                        Err(Failure::Status(status @ (Status::Gap | Status::NotFound | Status::Damaged))) => {
+                            if status == Status::NotFound && !missing.contains(&session) {
+                                missing.push(session);
+                            }
+                            if self.config(slot)?.is_some_and(|c| {
+                                c.in_state(MemberState::InSync).all(|m| missing.contains(&m.session))
+                            }) {
+                                // Its copies were given up with their nodes (`dog cluster recover --force`).
+                                return Err(IoFailure::Io);
+                            }
                             gaps += 1;
                             if gaps > GAPS_MAX {
                                 gaps = 0;

@@ -468,13 +468,19 @@ impl Owner {
             }
         }
         let mut slot = cell.gate.write().await;
-        self.resolve(span.index, &mut slot).await?;
-        let Slot::There(object) = &*slot else { return Ok(()) };
         if !span.covers_object(self.size) {
+            self.resolve(span.index, &mut slot).await?;
+            let Slot::There(object) = &*slot else { return Ok(()) };
             let change = Change::Zero { len: span.len, punch: true };
             return self.write_object(object, span.offset, change, Some(request)).await;
         }
-        let name = object.name;
+        // The map alone says what goes: the object may be lost.
+        let name = match &*slot {
+            Slot::There(object) => Some(object.name),
+            Slot::Hole => None,
+            Slot::Unknown => self.lookup(span.index).await?.map(|entry| self.data_name(span.index, entry)),
+        };
+        let Some(name) = name else { return Ok(()) };
         self.set_entry(span.index, None).await?;
         *slot = Slot::Hole;
         self.doomed.lock().push(name);

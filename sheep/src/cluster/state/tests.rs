@@ -8,11 +8,11 @@ fn copies(n: u64) -> Copies {
     Copies::new(n).expect("in range")
 }
 
-fn session(node: u64, start: u64) -> Session {
+pub(super) fn session(node: u64, start: u64) -> Session {
     Session { node: NodeId(node), start }
 }
 
-fn spec(node: u64, start: u64, boot: u128) -> NodeSpec {
+pub(super) fn spec(node: u64, start: u64, boot: u128) -> NodeSpec {
     NodeSpec {
         session: session(node, start),
         process: start,
@@ -26,7 +26,7 @@ fn spec(node: u64, start: u64, boot: u128) -> NodeSpec {
     }
 }
 
-fn founded(nodes: u64, n: u64) -> ClusterState {
+pub(super) fn founded(nodes: u64, n: u64) -> ClusterState {
     let mut state = ClusterState::default();
     let reply = state.apply_entry(
         1,
