@@ -531,6 +531,12 @@ impl ClusterState {
         self.live_disk(session.node).is_some_and(|l| l.session == session)
     }
 
+    /// The sessions that may hold copies: all that serve.
+    pub(crate) fn holders(&self) -> impl Iterator<Item = Session> {
+        let live = self.nodes.keys().filter_map(|id| self.live_disk(*id));
+        live.map(|l| l.session)
+    }
+
     /// A node's session, while it is alive and serves the copies on its disk.
     fn live_disk(&self, id: NodeId) -> Option<Live<'_>> {
         let node = self.nodes.get(&id)?;

@@ -141,7 +141,7 @@ impl Recovery {
     fn notice_owners(&self, state: &ClusterState, known: &mut HashMap<VdiId, Generation>) {
         for vdi in state.vdis() {
             if known.insert(vdi.id, vdi.owner.generation) != Some(vdi.owner.generation) {
-                self.replica.forget_fills(vdi.id);
+                self.replica.forget_fills(vdi.id, vdi.owner.generation);
             }
         }
         known.retain(|vdi, _| state.vdi(*vdi).is_some());

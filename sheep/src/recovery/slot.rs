@@ -60,23 +60,21 @@ impl Recovery {
         // Another one each time: a source may be unable for reasons of its own.
         let turn = slot.0 as usize + self.turns.fetch_add(1, Ordering::Relaxed);
         let Some(source) = sources.get(turn % sources.len().max(1)).copied() else { return false };
-        let pass = Pass { recovery: self, source, copies, slot, since, applied: applied.index };
+        let (state, applied) = (&applied.state, applied.index);
+        let pass = Pass { recovery: self, state, source, copies, slot, since, applied };
         if planted(Mutant::AdmitEarly) {
             return true;
         }
-        if pass.run(&applied.state).await.is_err() {
+        if pass.run().await.is_err() {
             return false;
         }
-        self.replica.with_fill(copies, slot, since, |fill| {
-            let equal = fill.unfilled().is_empty();
-            fill.admitting = equal;
-            equal
-        })
+        self.replica.with_fill(copies, slot, since, |fill| fill.commit())
     }
 }
 
 struct Pass<'a> {
     recovery: &'a Recovery,
+    state: &'a ClusterState,
     source: Session,
     copies: Copies,
     slot: SlotIndex,
@@ -85,14 +83,14 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    async fn run(&self, state: &ClusterState) -> Result<(), NotNow> {
+    async fn run(&self) -> Result<(), NotNow> {
         // Begin to listen before asking what there is.
         self.fill(|_| ());
         let mut listed = self.list().await?;
         let mut own = self.own().await?;
         // Objects in use first: their writes wait for us.
         listed.sort_by_key(|l| {
-            let vdi = state.vdi(l.object.oid().creator());
+            let vdi = self.state.vdi(l.object.oid().creator());
             (vdi.is_none_or(|v| v.owner.session.is_none()), l.object.oid(), l.object.birth)
         });
         let mut there: HashMap<Name, ObjectRef> = HashMap::new();
@@ -197,7 +195,9 @@ impl Pass<'_> {
     async fn pull(&self, object: ObjectRef, mine: Option<Own>) -> Result<(), NotNow> {
         let Ok(key) = key_of(&object) else { return Err(NotNow) };
         let name = (key.oid, key.birth);
-        let at_least = self.fill(|fill| fill.begin(name));
+        let own = mine.as_ref().and_then(|m| m.version).unwrap_or_default();
+        let owner = self.state.vdi(key.oid.creator()).map(|v| v.owner).filter(|o| o.session.is_some());
+        let at_least = self.fill(|fill| fill.begin(name, own, owner.map(|o| o.generation)));
         let mut entries = self.prepare(key, object.size, mine).await?;
         let mut lent = 0;
         loop {

@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use wire::frame::Payload;
-use wire::id::{SlotIndex, VdiId, Version};
+use wire::id::{Generation, SlotIndex, VdiId, Version};
 use wire::peer::{
     AppliedRequest, CatchUpRequest, LendReply, ListReply, Listed, PatchRequest, PullReply, Status,
 };
 use wire::policy::Copies;
 
+use super::fill::newest;
 use super::serve::unpack_blocks;
-use super::{Replica, Role, key_of, ref_of};
+use super::{Replica, key_of, ref_of};
 use crate::cluster::state::ClusterState;
 use crate::store::{self, BlockCopy, BlockEntry, ObjectKey};
 
@@ -22,31 +23,14 @@ const PULL_BYTES_MAX: usize = 8 << 20;
 const WANTED_MAX: usize = 1024;
 
 impl Replica {
-    /// Whether this node may serve as a source: in sync, and so far along in the log that all it takes from
-    /// now on is sent to the asker too.
     fn check_source(&self, request: &CatchUpRequest) -> Result<(Copies, SlotIndex), Status> {
-        if request.to_start != self.me.session().start {
-            return Err(Status::WrongSession);
-        }
-        let copies = Copies::new(request.copies.into()).map_err(|_| Status::Invalid)?;
-        let slot = SlotIndex(request.slot);
         let applied = self.view.applied();
-        let config = applied.state.slot(copies, slot).ok_or(Status::Busy)?;
-        let caught_up = applied.index >= request.applied && config.version >= request.since;
-        if !caught_up || self.role(&applied.state, copies, slot) != Role::InSync {
-            return Err(Status::Busy);
-        }
-        Ok((copies, slot))
+        self.standing(&applied.state).check_source(applied.index, request)
     }
 
-    /// While an owner takes over, copies may still differ in what its predecessor left: nobody is to take
-    /// one for equal.
     fn check_settled(&self, state: &ClusterState, vdi: VdiId) -> Result<(), Status> {
-        let Some(owner) = state.vdi(vdi).map(|v| v.owner).filter(|o| o.session.is_some()) else {
-            return Ok(());
-        };
         let settled = self.vdi(vdi).settled.load(std::sync::atomic::Ordering::Acquire);
-        if settled < owner.generation.0 { Err(Status::Busy) } else { Ok(()) }
+        self.standing(state).check_settled(vdi, Generation(settled))
     }
 
     /// The slot's objects with their versions, in order.
@@ -243,9 +227,10 @@ impl Replica {
         self.store.clear_suspect(key);
         let name = (key.oid, key.birth);
         let kept = self.with_fill(key.copies, key.slot, since, |fill| fill.finish(name));
-        for write in kept.into_iter().flatten() {
-            let newest = Version::from(write.request.version);
-            if newest <= version {
+        let kept = kept.unwrap_or_default();
+        let newest = newest(&kept);
+        for write in kept {
+            if Version::from(write.request.version) <= version {
                 continue;
             }
             let gate = self.vdi(write.request.fence.vdi());

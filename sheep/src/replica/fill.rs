@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 
 use bytes::Bytes;
-use wire::id::{Birth, Oid, Version};
+use wire::id::{Birth, Generation, Oid, VdiId, Version};
 use wire::peer::WriteRequest;
 
 /// Kept writes beyond this many bytes are dropped and pulled again instead.
@@ -62,6 +62,14 @@ impl SlotFill {
         Self { since, ..Self::default() }
     }
 
+    /// The fill for catching up since a configuration version: this one, or a new one in its place.
+    pub(crate) fn at(&mut self, since: u64) -> &mut Self {
+        if self.since != since {
+            *self = Self::new(since);
+        }
+        self
+    }
+
     /// A write arrives.
     pub(crate) fn arrive(
         &mut self,
@@ -91,9 +99,20 @@ impl SlotFill {
         self.objects.entry(object).or_insert(ObjectFill::Filled);
     }
 
-    /// A write did not follow the copy's version: the object must be pulled again.
+    /// The object must be pulled again, in a version not below this: a write did not follow the copy's, or a pull
+    /// came to nothing. Whatever was answered "deferred" meanwhile has to be in it too.
     pub(crate) fn gap(&mut self, object: (Oid, Birth), version: Version) {
-        self.objects.insert(object, ObjectFill::Unfilled(version));
+        let at_least = version.max(self.owed(object));
+        self.objects.insert(object, ObjectFill::Unfilled(at_least));
+    }
+
+    /// The newest version that was answered "deferred".
+    fn owed(&self, object: (Oid, Birth)) -> Version {
+        match self.objects.get(&object) {
+            Some(ObjectFill::Unfilled(at_least)) => *at_least,
+            Some(ObjectFill::Pulling { at_least, kept, .. }) => newest(kept).max(*at_least),
+            Some(ObjectFill::Filled) | None => Version::default(),
+        }
     }
 
     /// The object is gone.
@@ -101,13 +120,12 @@ impl SlotFill {
         self.objects.remove(&object);
     }
 
-    /// Begins to pull an object; returns the version it must have at least. `None` if it is filled and the
-    /// source's `version` does not say otherwise.
-    pub(crate) fn begin(&mut self, object: (Oid, Birth)) -> Version {
-        let at_least = match self.objects.get(&object) {
-            Some(ObjectFill::Unfilled(v) | ObjectFill::Pulling { at_least: v, .. }) => *v,
-            Some(ObjectFill::Filled) | None => Version::default(),
-        };
+    /// Begins to pull an object; returns the version it must have at least. If `owner` is the generation of an owner
+    /// that is there, what it has written to the `own` copy was answered, and is not given up for less.
+    pub(crate) fn begin(&mut self, object: (Oid, Birth), own: Version, owner: Option<Generation>) -> Version {
+        let owed = self.owed(object);
+        let is_owed = owner.is_some_and(|generation| own.generation >= generation);
+        let at_least = if is_owed { owed.max(own) } else { owed };
         self.objects.insert(object, ObjectFill::Pulling { at_least, kept: Vec::new(), bytes: 0 });
         at_least
     }
@@ -139,16 +157,31 @@ impl SlotFill {
         self.objects.iter().filter(|(_, f)| !matches!(f, ObjectFill::Filled)).map(|(o, _)| *o).collect()
     }
 
-    /// Forgets how far the objects of one VDI have come: its owner has changed, so they are compared again.
-    pub(crate) fn forget(&mut self, creator: wire::id::VdiId) {
-        self.objects.retain(|(oid, _), _| oid.creator() != creator);
+    /// Whether all that is known of is equal to the source. If so the admission is asked for: from now on every gap
+    /// is told to the owner.
+    pub(crate) fn commit(&mut self) -> bool {
+        self.admitting = self.unfilled().is_empty();
+        self.admitting
     }
+
+    /// Forgets how far the objects of one VDI have come: its owner has changed, so they are compared again. What its
+    /// present `generation` has written or created stays: that was answered, and whoever is asked next may not have
+    /// it yet. What an earlier one had under way may never come to be.
+    pub(crate) fn forget(&mut self, creator: VdiId, generation: Generation) {
+        self.objects.retain(|(oid, birth), fill| {
+            let is_owed = matches!(fill, ObjectFill::Unfilled(v) if v.generation >= generation);
+            oid.creator() != creator || birth.generation() >= generation || is_owed
+        });
+    }
+}
+
+/// The newest version among writes that were kept.
+pub(crate) fn newest(kept: &[Kept]) -> Version {
+    kept.iter().map(|k| Version::from(k.request.version)).max().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    use wire::id::{Generation, VdiId};
-
     use super::*;
 
     fn version(seq: u64) -> Version {
@@ -168,7 +201,7 @@ mod tests {
         let mut fill = SlotFill::new(1);
         assert_eq!(fill.arrive(object(), version(5), || kept(1)), Arrival::Deferred);
         assert_eq!(fill.arrive(object(), version(7), || kept(1)), Arrival::Deferred);
-        assert_eq!(fill.begin(object()), version(7));
+        assert_eq!(fill.begin(object(), Version::default(), None), version(7));
         assert_eq!(fill.arrive(object(), version(8), || kept(1)), Arrival::Deferred);
         assert_eq!(fill.finish(object()).map(|k| k.len()), Some(1));
         assert_eq!(fill.arrive(object(), version(9), || kept(1)), Arrival::Apply);
@@ -178,10 +211,10 @@ mod tests {
     #[test]
     fn too_many_kept_writes_mean_another_pull() {
         let mut fill = SlotFill::new(1);
-        fill.begin(object());
+        fill.begin(object(), Version::default(), None);
         assert_eq!(fill.arrive(object(), version(3), || kept(KEPT_BYTES_MAX + 1)), Arrival::Deferred);
         assert!(fill.finish(object()).is_none());
-        assert_eq!(fill.begin(object()), version(3));
+        assert_eq!(fill.begin(object(), Version::default(), None), version(3));
     }
 
     #[test]
@@ -191,6 +224,59 @@ mod tests {
         assert_eq!(fill.arrive(object(), version(1), || kept(1)), Arrival::Apply);
         fill.gap(object(), version(3));
         assert_eq!(fill.unfilled(), [object()]);
-        assert_eq!(fill.begin(object()), version(3));
+        assert_eq!(fill.begin(object(), Version::default(), None), version(3));
+    }
+
+    #[test]
+    fn a_change_of_owner_forgets_what_the_earlier_one_had_under_way_and_no_more() {
+        let early = |generation| Version { generation: Generation(generation), seq: 3 };
+        let mut fill = SlotFill::new(1);
+        assert_eq!(fill.arrive(object(), early(2), || kept(1)), Arrival::Deferred);
+        fill.forget(VdiId(1), Generation(2));
+        fill.found_equal(object());
+        assert!(!fill.commit(), "the source was listed before it had the write");
+        assert_eq!(fill.begin(object(), Version::default(), None), early(2));
+        fill.gap(object(), early(2));
+        fill.forget(VdiId(1), Generation(3));
+        fill.found_equal(object());
+        assert!(fill.commit());
+    }
+
+    #[test]
+    fn what_an_owner_that_is_there_has_written_is_not_given_up_for_less() {
+        let mut fill = SlotFill::new(1);
+        let own = version(4);
+        assert_eq!(fill.begin(object(), own, Some(Generation(1))), own);
+        // Of an earlier owner, or one that is gone: that may never have been anywhere else.
+        for owner in [Some(Generation(2)), None] {
+            assert_eq!(SlotFill::new(1).begin(object(), own, owner), Version::default());
+        }
+    }
+
+    #[test]
+    fn what_the_present_owner_has_created_is_complete_after_a_change_of_owner() {
+        let born = Birth::new(Generation(2), 1).expect("in range");
+        let object = (Oid::data(VdiId(1), 1), born);
+        let mut fill = SlotFill::new(1);
+        fill.created(object);
+        fill.forget(VdiId(1), Generation(2));
+        assert!(fill.is_filled(object), "who is listed next may not have it yet");
+        fill.forget(VdiId(1), Generation(3));
+        assert!(!fill.is_filled(object));
+    }
+
+    #[test]
+    fn a_pull_that_came_to_nothing_is_not_the_end_of_what_came_meanwhile() {
+        let kept = |seq| {
+            let request = WriteRequest { version: version(seq).into(), ..WriteRequest::default() };
+            Kept { request, data: Bytes::new(), crcs: vec![] }
+        };
+        let mut fill = SlotFill::new(1);
+        let at_least = fill.begin(object(), Version::default(), None);
+        fill.arrive(object(), version(2), || kept(2));
+        fill.arrive(object(), version(3), || kept(3));
+        assert_eq!(newest(&[kept(3), kept(2)]), version(3));
+        fill.gap(object(), at_least);
+        assert_eq!(fill.begin(object(), Version::default(), None), version(3));
     }
 }

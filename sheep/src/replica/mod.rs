@@ -13,14 +13,16 @@
 //! | `recent` | writes not yet called stable by their owner |
 //! | `requests` | which client requests a copy has applied, in memory and on disk |
 //! | `fill` | how far a slot has come that is catching up |
+//! | `right` | what a request may do here, and whether it is a write's turn; pure |
 //! | `serve` | requests from the wire: decode, do, answer |
 //! | `catch_up` | the source's side of catching up: list and pull |
 
 mod catch_up;
-mod fill;
+pub(crate) mod fill;
 mod lanes;
 mod recent;
 mod requests;
+pub(crate) mod right;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -39,7 +41,6 @@ use wire::peer::{
 use wire::policy::Copies;
 
 use crate::cluster::session::Me;
-use crate::cluster::slots::MemberState;
 use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
 use crate::mutant::{Mutant, planted};
@@ -47,21 +48,12 @@ use crate::store::{self, LocalStore, ObjectKey};
 pub(crate) use fill::{Kept, SlotFill};
 use lanes::Lanes;
 use recent::{Recent, RecentWrites};
+pub(crate) use right::Role;
+use right::{Order, Standing};
 pub(crate) use serve::{pack, serve, unpack};
 
 /// Locks that order a slot's changes against what catching up lists; a power of two.
 const SLOT_GATES: usize = 256;
-
-/// What a node may do for a slot at present.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Role {
-    /// Holds every acknowledged write.
-    InSync,
-    /// Catches up since a configuration version.
-    CatchingUp(u64),
-    /// No part in the slot.
-    None,
-}
 
 /// Counters of a replica, for `dog node stat`.
 #[derive(Debug, Default)]
@@ -145,12 +137,12 @@ impl Replica {
         &self.slot_gates[slot.0 as usize % SLOT_GATES]
     }
 
+    fn standing<'a>(&self, state: &'a ClusterState) -> Standing<'a> {
+        Standing { me: self.me.session(), state }
+    }
+
     pub(crate) fn role(&self, state: &ClusterState, copies: Copies, slot: SlotIndex) -> Role {
-        match state.slot(copies, slot).and_then(|c| c.member(self.me.session())) {
-            Some(m) if m.state == MemberState::InSync => Role::InSync,
-            Some(m) if m.state == MemberState::CatchingUp => Role::CatchingUp(m.since),
-            _ => Role::None,
-        }
+        self.standing(state).role(copies, slot)
     }
 
     /// Checks a request's right; `slot` where it is about one.
@@ -160,30 +152,7 @@ impl Replica {
         fence: &Fence,
         slot: Option<(Copies, SlotIndex)>,
     ) -> Result<Role, Status> {
-        if fence.to_start != self.me.session().start {
-            return Err(Status::WrongSession);
-        }
-        let vdi = fence.vdi();
-        // Known to the log is as good as sealed: the old owner's lease has ended by then.
-        let known = state.vdi(vdi).map_or(Generation(0), |v| v.owner.generation);
-        let ended = fence.generation() < known.max(self.store.sealed(vdi)) && !planted(Mutant::NoFencing);
-        if ended || state.is_deleted(vdi) {
-            return Err(Status::StaleGeneration);
-        }
-        let Some((copies, slot)) = slot else { return Ok(Role::None) };
-        let Some(config) = state.slot(copies, slot) else { return Err(Status::Busy) };
-        if fence.config < config.version && !planted(Mutant::NoFencing) {
-            return Err(Status::StaleConfig);
-        }
-        // Who answers under a configuration knows it, and so who was taken out (slots.rs).
-        if fence.config > config.version {
-            return Err(Status::Busy);
-        }
-        match self.role(state, copies, slot) {
-            // The asker knows a configuration with us in it that has not reached us yet.
-            Role::None => Err(Status::Busy),
-            role => Ok(role),
-        }
+        self.standing(state).check(fence, self.store.sealed(fence.vdi()), slot)
     }
 
     /// A generation that was never sealed here is recorded before its first write counts.
@@ -318,11 +287,8 @@ impl Replica {
     ) -> Result<Version, Status> {
         let version = Version::from(request.version);
         let have = self.store.version(key).map_err(|e| self.status(e))?;
-        if have >= version {
+        if right::order(have, request)? == Order::Done {
             return Ok(have);
-        }
-        if have != Version::from(request.predecessor) && !planted(Mutant::AnyPredecessor) {
-            return Err(Status::Gap);
         }
         let kind = match WriteKind::try_from(request.kind) {
             Ok(WriteKind::Data) if data.len() == request.len as usize => {
@@ -362,10 +328,10 @@ impl Replica {
     /// Whether this node may be read for an owner.
     pub(crate) fn check_read(&self, fence: &Fence, object: &ObjectRef) -> Result<ObjectKey, Status> {
         let key = key_of(object)?;
-        match self.check(&self.view.state(), fence, Some((key.copies, key.slot)))? {
-            Role::InSync => Ok(key),
-            Role::CatchingUp(_) | Role::None => Err(Status::Busy),
-        }
+        let state = self.view.state();
+        let sealed = self.store.sealed(fence.vdi());
+        self.standing(&state).check_read(fence, sealed, (key.copies, key.slot))?;
+        Ok(key)
     }
 
     /// Removes one birth of an object.
@@ -555,12 +521,7 @@ impl Replica {
         since: u64,
         f: impl FnOnce(&mut SlotFill) -> T,
     ) -> T {
-        let mut fills = self.fills.lock();
-        let fill = fills.entry((copies, slot)).or_default();
-        if fill.since != since {
-            *fill = SlotFill::new(since);
-        }
-        f(fill)
+        f(self.fills.lock().entry((copies, slot)).or_default().at(since))
     }
 
     /// Drops a slot's fill: the slot has been admitted, or is no longer ours.
@@ -569,8 +530,8 @@ impl Replica {
     }
 
     /// Forgets how far one VDI's objects have come in all slots that catch up.
-    pub(crate) fn forget_fills(&self, vdi: VdiId) {
-        self.fills.lock().values_mut().for_each(|f| f.forget(vdi));
+    pub(crate) fn forget_fills(&self, vdi: VdiId, generation: Generation) {
+        self.fills.lock().values_mut().for_each(|f| f.forget(vdi, generation));
     }
 }
 
@@ -579,11 +540,7 @@ fn fill_of<'a>(
     key: &ObjectKey,
     since: u64,
 ) -> &'a mut SlotFill {
-    let fill = fills.entry((key.copies, key.slot)).or_default();
-    if fill.since != since {
-        *fill = SlotFill::new(since);
-    }
-    fill
+    fills.entry((key.copies, key.slot)).or_default().at(since)
 }
 
 /// An object's store key; refused where the wire's numbers are out of range.

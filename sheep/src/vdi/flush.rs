@@ -81,8 +81,7 @@ impl Owner {
             let state = self.current()?;
             let mut targets = dirty.sessions.clone();
             if dirty.everybody && !planted(Mutant::FirstFlushSome) {
-                let holders = state.nodes().filter(|n| !n.spec.gateway).filter_map(|n| n.live_session());
-                targets.extend(holders);
+                targets.extend(state.holders());
             }
             targets.retain(|s| state.serves(*s));
             let skipped = usize::from(planted(Mutant::FlushSkips));

@@ -10,13 +10,14 @@
 //! | `turns` | reads wait for overlapping writes and the reverse |
 //! | `tree`, `map` | the object map and its layout |
 //! | `takeover` | seal and settle before a new owner serves |
+//! | `settle` | which copy is ahead, and what the others lack; pure |
 //! | `clients`, `stability` | who is connected; requests that may come again; pure |
 //! | `check` | compares copies and map, and repairs |
 //! | `owners` | the owners on this node, from acquisition to release |
 //! | `requests` | this gateway's unanswered requests; pure |
 //! | `context` | what an owner needs of the node |
 
-mod answers;
+pub(crate) mod answers;
 pub(crate) mod check;
 pub(crate) mod clients;
 pub(crate) mod context;
@@ -26,6 +27,7 @@ mod object;
 pub(crate) mod owner;
 pub(crate) mod owners;
 pub(crate) mod requests;
+pub(crate) mod settle;
 pub(crate) mod span;
 mod stability;
 mod status;

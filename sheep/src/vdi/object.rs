@@ -280,8 +280,7 @@ impl Owner {
                             pending.push(answered_or_rested(session, version, sent).boxed());
                         }
                     }
-                    let early = planted(Mutant::AckAtOne) && !answers.is_empty();
-                    if early || answers.all_of(&config) {
+                    if answers.all_of(&config) {
                         return Ok(answers.sessions());
                     }
                 }

@@ -178,8 +178,7 @@ impl Owner {
     /// once they do.
     pub(crate) fn untold(&self, state: &ClusterState) -> Vec<Session> {
         let told = self.told.lock();
-        let holders = state.nodes().filter(|n| !n.spec.gateway).filter_map(|n| n.live_session());
-        holders.filter(|s| state.serves(*s) && !told.contains(s)).collect()
+        state.holders().filter(|s| !told.contains(s)).collect()
     }
 
     pub(crate) fn is_serving(&self) -> bool {

@@ -26,6 +26,7 @@ use wire::peer::{
 
 use super::context::{Failure, LOOK_AGAIN, RETRY_DELAY};
 use super::owner::{IoFailure, Owner};
+use super::settle::{Copy, Finding, Forward, compare};
 use super::tree::flatten;
 use crate::cluster::slots::MemberState;
 use crate::mutant::{Mutant, planted};
@@ -36,14 +37,6 @@ use crate::store::BlockEntry;
 const PARALLEL: usize = 8;
 /// How often torn copies are looked at again before giving up for now.
 const ROUNDS_MAX: u32 = 8;
-
-/// One copy as its holder describes it.
-struct Copy {
-    session: Session,
-    version: Version,
-    table: Vec<BlockEntry>,
-    damaged: HashSet<u32>,
-}
 
 /// What the holders say of an object.
 struct Told {
@@ -249,12 +242,7 @@ impl Owner {
         let mut answers = HashMap::new();
         loop {
             let state = self.current()?;
-            let missing: Vec<Session> = state
-                .nodes()
-                .filter(|n| !n.spec.gateway)
-                .filter_map(|n| n.live_session())
-                .filter(|s| state.serves(*s) && !answers.contains_key(s))
-                .collect();
+            let missing: Vec<Session> = state.holders().filter(|s| !answers.contains_key(s)).collect();
             if missing.is_empty() {
                 return Ok(answers);
             }
@@ -319,23 +307,21 @@ impl Owner {
                     }
                 }
             } else if complete {
-                let same =
-                    copies.windows(2).all(|w| w[0].version == w[1].version && w[0].table == w[1].table);
-                let sound = copies.iter().all(|c| c.damaged.is_empty());
-                if same && (sound || suspects.is_empty()) {
-                    let Some(version) = newest else { return Ok(Outcome::Gone) };
-                    let touched = copies.iter().any(|c| suspects.contains(&c.session));
-                    if !touched || version.generation >= self.generation {
-                        return Ok(settled(had));
+                match compare(&copies, suspects, self.generation) {
+                    Finding::Nothing => return Ok(Outcome::Gone),
+                    Finding::Same(_) => return Ok(settled(had)),
+                    Finding::Touched(version, own) => {
+                        had = had.or(Some(version));
+                        for copy in &copies {
+                            self.patch(copy.session, &object, own, Vec::new(), Payload::empty(), Vec::new())
+                                .await?;
+                        }
                     }
-                    had = had.or(Some(version));
-                    let own = Version { generation: self.generation, seq: version.seq + 1 };
-                    for copy in &copies {
-                        self.patch(copy.session, &object, own, Vec::new(), Payload::empty(), Vec::new())
-                            .await?;
+                    Finding::Differ => {
+                        if self.roll_forward(&object, &copies).await? == Rolled::AsFarAsItGoes {
+                            return Ok(settled(had));
+                        }
                     }
-                } else if self.roll_forward(&object, &copies).await? == Rolled::AsFarAsItGoes {
-                    return Ok(settled(had));
                 }
             }
             rounds += 1;
@@ -396,21 +382,12 @@ impl Owner {
     }
 
     async fn roll_forward(&self, object: &ObjectRef, copies: &[Copy]) -> Result<Rolled, IoFailure> {
-        let Some(best) = copies.iter().max_by_key(|c| c.version) else { return Ok(Rolled::LookAgain) };
-        // Where each block that differs is to come from: the newest copy that has it undamaged. Two copies of
-        // one version may differ too, and only reading tells whose entry belongs to its data.
+        let Some(forward) = Forward::new(copies) else { return Ok(Rolled::LookAgain) };
+        let best = forward.best;
         let mut source: HashMap<u32, (BlockEntry, Option<Vec<u8>>)> = HashMap::new();
         let mut torn = Vec::new();
-        let mut newest_first: Vec<&Copy> =
-            copies.iter().filter(|c| c.table.len() == best.table.len()).collect();
-        newest_first.sort_by_key(|c| std::cmp::Reverse(c.version));
-        for index in 0..best.table.len() as u32 {
-            let entry_of = |c: &Copy| c.table.get(index as usize).copied();
-            if copies.iter().all(|c| entry_of(c) == entry_of(best) && !c.damaged.contains(&index)) {
-                continue;
-            }
-            for copy in newest_first.iter().filter(|c| !c.damaged.contains(&index)) {
-                let entry = copy.table[index as usize];
+        for index in forward.differing() {
+            for (copy, entry) in forward.sources(index) {
                 if !entry.is_present() {
                     source.insert(index, (entry, None));
                     break;
@@ -448,8 +425,7 @@ impl Owner {
             indexes.sort_unstable();
             for index in indexes {
                 let (entry, content) = &source[&index];
-                // What has the right entry and yet does not read is found by its checksum, and healed.
-                if copy.table.get(index as usize) == Some(entry) && !copy.damaged.contains(&index) {
+                if !copy.lacks(index, *entry) {
                     continue;
                 }
                 blocks.extend([index, entry.crc, entry.stamp]);
