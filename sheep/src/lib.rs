@@ -9,6 +9,8 @@ pub(crate) mod identity;
 pub(crate) mod introduce;
 pub(crate) mod machine;
 pub(crate) mod membership;
+#[cfg(test)]
+mod model;
 pub(crate) mod mutant;
 pub mod nbd;
 pub mod node;

@@ -164,6 +164,12 @@ impl SlotFill {
         self.admitting
     }
 
+    /// How far one object has come, if anything is known of it.
+    #[cfg(test)]
+    pub(crate) fn object(&self, object: (Oid, Birth)) -> Option<&ObjectFill> {
+        self.objects.get(&object)
+    }
+
     /// Forgets how far the objects of one VDI have come: its owner has changed, so they are compared again. What its
     /// present `generation` has written or created stays: that was answered, and whoever is asked next may not have
     /// it yet. What an earlier one had under way may never come to be.
