@@ -128,14 +128,11 @@ fn silent_partitions() {
         load.longest_wait();
         let begin = Instant::now();
         ring.hosts().isolate(&[victim]);
-        wait::until(Duration::from_secs(20), "the others have noticed", || {
+        let waited = wait::until(Duration::from_secs(20), "the others have noticed", || {
             let waited = load.longest_wait();
-            if waited > MS(500) {
-                Ok(pauses.note(cause, waited))
-            } else {
-                Err(format!("{:?}", begin.elapsed()))
-            }
+            if waited > MS(500) { Ok(waited) } else { Err(format!("{:?}", begin.elapsed())) }
         });
+        pauses.note(cause, waited);
         load.progress(300);
         ring.hosts().mend();
         drop(first);

@@ -28,6 +28,9 @@ pub(super) trait Model {
     fn is_goal(&mut self, state: &Self::State) -> bool;
 }
 
+/// Steps, and the states that they lead to.
+pub(super) type Way<M> = Vec<(<M as Model>::Step, <M as Model>::State)>;
+
 /// What was found.
 pub(super) struct Explored<M: Model> {
     /// How many states there are, or were seen before the first wrong one.
@@ -37,7 +40,7 @@ pub(super) struct Explored<M: Model> {
     /// The greatest number of steps that the nearest way to a state takes.
     pub(super) depth: usize,
     /// The first wrong state: what is wrong, and the way there.
-    pub(super) wrong: Option<(String, Vec<(M::Step, M::State)>)>,
+    pub(super) wrong: Option<(String, Way<M>)>,
 }
 
 /// How far to go.

@@ -102,8 +102,8 @@ pub(super) fn see_who_keeps(world: &mut World, log: &Log) {
     let knowledge: [u64; NODES] = std::array::from_fn(knows);
     let all_know = |since: u64| (0..NODES).filter(|n| serving[*n]).all(|n| knowledge[n] >= since);
     let promise = &mut world.promise;
-    for node in 0..NODES {
-        if serving[node] {
+    for (node, serves) in serving.iter().enumerate() {
+        if *serves {
             promise.out[node] = None;
             continue;
         }

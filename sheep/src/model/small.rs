@@ -225,10 +225,10 @@ impl Model for Small {
             writes: [None; WRITES],
         };
         let (mut node, mut owner, mut promise) = (node, owner, Promise::new());
-        for write in 0..self.scope.begun {
+        for (write, block) in BLOCK_OF.iter().enumerate().take(self.scope.begun) {
             owner.newest = Ver { generation: 1, seq: owner.newest.seq + 1 };
             node.memory.version = owner.newest;
-            node.memory.blocks[BLOCK_OF[write]] = write as u8 + 1;
+            node.memory.blocks[*block] = write as u8 + 1;
             promise.acknowledge(write, [true; NODES]);
         }
         World {
