@@ -23,6 +23,7 @@ impl From<Refusal> for AdminError {
             Refusal::NotFormatted => (Kind::NotFormatted, "found a ring with `dog cluster format`"),
             Refusal::BadSlots(_) => (Kind::Invalid, "leave --slots out for 4096"),
             Refusal::TooManyNodes(_) => (Kind::Refused, "remove dead nodes with `dog node remove`"),
+            Refusal::TooManyVnodes { .. } => (Kind::Refused, "start the nodes with fewer vnodes"),
             Refusal::NoSuchNode(_) => (Kind::NotFound, "`dog node list` shows the members"),
             Refusal::NodeRemoved(_) => {
                 (Kind::Refused, "start the sheep with an empty directory; it joins as a new node")
@@ -205,6 +206,7 @@ mod tests {
             Refusal::NotFormatted,
             Refusal::BadSlots(3),
             Refusal::TooManyNodes(6144),
+            Refusal::TooManyVnodes { node, vnodes: 3, others: 4 },
             Refusal::NoSuchNode(node),
             Refusal::NodeRemoved(node),
             Refusal::StartNotHigher { node, start: 1, seen: 2 },

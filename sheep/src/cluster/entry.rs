@@ -244,6 +244,16 @@ pub enum Refusal {
     /// Too many nodes.
     #[error("a ring has at most {0} nodes")]
     TooManyNodes(u32),
+    /// A node's weight is out of range, or the ring has no room for it.
+    #[error("node {node} has {vnodes} vnodes, and {others} are on the ring without it: at most {max_node} and {max} in all", max_node = crate::placement::MAX_VNODES_PER_NODE, max = crate::placement::MAX_VNODES)]
+    TooManyVnodes {
+        /// Which node.
+        node: NodeId,
+        /// Its weight.
+        vnodes: u32,
+        /// Those of all others that store.
+        others: u64,
+    },
     /// The node is not a member.
     #[error("node {0} is not a member of this ring")]
     NoSuchNode(NodeId),

@@ -14,7 +14,9 @@ use wire::size::{OBJECT_LEN, VdiSize};
 
 use super::entry::{ClusterEntry, ClusterReply, NodeSpec, Refusal};
 use super::slots::{Live, MemberState, SlotConfig};
-use crate::placement::{MAX_NODES, PlacementTable, Ring, RingNode, SlotCount, slot_of};
+use crate::placement::{
+    MAX_NODES, MAX_VNODES, MAX_VNODES_PER_NODE, PlacementTable, Ring, RingNode, SlotCount, slot_of,
+};
 
 /// Bytes of a VDI's data in one object.
 pub const OBJECT_SIZE: u32 = OBJECT_LEN as u32;
@@ -391,6 +393,10 @@ impl ClusterState {
         if nodes.len() > MAX_NODES {
             return Err(Refusal::TooManyNodes(MAX_NODES as u32));
         }
+        let all: u64 = nodes.iter().map(weight).sum();
+        for spec in nodes {
+            has_room(spec, all - weight(spec))?;
+        }
         self.format =
             Some(Format { cluster, copies, slots, created_ms: now_ms, feature_level: 1, first_version: 1 });
         for spec in nodes {
@@ -432,6 +438,9 @@ impl ClusterState {
         if self.removed.contains(&id) {
             return Err(Refusal::NodeRemoved(id));
         }
+        // Those that are away or drained may come back to their places.
+        let others = self.nodes.values().filter(|n| n.spec.session.node != id);
+        has_room(spec, others.map(|n| weight(&n.spec)).sum())?;
         let mut moved = true;
         match self.nodes.get(&id) {
             Some(known) if known.spec == *spec && known.status == NodeStatus::Up => {
@@ -561,6 +570,20 @@ impl ClusterState {
             None => Err("cluster state is empty".to_owned()),
         }
     }
+}
+
+/// A node's part of the ring's vnodes; gateways have none.
+fn weight(spec: &NodeSpec) -> u64 {
+    if spec.gateway { 0 } else { spec.vnodes.into() }
+}
+
+/// Refuses a node with which the ring could not be laid out.
+fn has_room(spec: &NodeSpec, others: u64) -> Result<(), Refusal> {
+    let sound = spec.gateway || (1..=MAX_VNODES_PER_NODE).contains(&spec.vnodes);
+    if sound && others.saturating_add(weight(spec)) <= MAX_VNODES as u64 {
+        return Ok(());
+    }
+    Err(Refusal::TooManyVnodes { node: spec.session.node, vnodes: spec.vnodes, others })
 }
 
 fn new_node(spec: &NodeSpec, now_ms: u64) -> Node {

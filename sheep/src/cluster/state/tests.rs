@@ -331,3 +331,31 @@ fn who_comes_back_as_a_gateway_has_no_copies() {
     state.validate().expect("valid");
     assert_eq!(redundant(&state), 256, "it is there again, with its memory");
 }
+
+#[test]
+fn a_node_too_heavy_for_the_ring_is_refused_and_one_that_is_away_keeps_its_place() {
+    let heavy = |node, start, vnodes| NodeSpec { vnodes, ..spec(node, start, 1) };
+    let join = |state: &mut ClusterState, node: NodeSpec| {
+        state.apply_entry(5, &ClusterEntry::Join { node, now_ms: 0 })
+    };
+    let refused = |reply| matches!(reply, ClusterReply::Refused(Refusal::TooManyVnodes { .. }));
+    let mut state = founded(1, 1);
+    assert!(refused(join(&mut state, heavy(2, 1, 0))) && refused(join(&mut state, heavy(2, 1, 65_537))));
+    for node in 2..=12 {
+        assert_eq!(join(&mut state, heavy(node, 1, 65_536)), ClusterReply::Done);
+    }
+    // 65,408 are left.
+    assert!(refused(join(&mut state, heavy(13, 1, 65_409))));
+    state.apply_entry(6, &ClusterEntry::Evict { sessions: vec![session(2, 1)], now_ms: 0 });
+    state.apply_entry(7, &ClusterEntry::Out { node: NodeId(2) });
+    assert!(refused(join(&mut state, heavy(13, 1, 65_536))), "one that is away may come back");
+    assert_eq!(join(&mut state, heavy(2, 2, 65_536)), ClusterReply::Done);
+    assert_eq!(join(&mut state, heavy(13, 1, 65_408)), ClusterReply::Done);
+    let gateway = NodeSpec { gateway: true, ..heavy(14, 1, 1) };
+    assert_eq!(join(&mut state, gateway), ClusterReply::Done, "gateways are not on the ring");
+    let mut unfounded = ClusterState::default();
+    let nodes = (1..=13).map(|node| heavy(node, 1, 65_536)).collect();
+    let format =
+        ClusterEntry::Format { cluster: ClusterId(1), copies: copies(1), slots: 256, nodes, now_ms: 0 };
+    assert!(refused(unfounded.apply_entry(1, &format)) && unfounded.format().is_none());
+}

@@ -162,6 +162,10 @@ fn refusals_keep_their_bytes() {
     check(&Refusal::NotFormatted, b"\x01\xacNotFormatted");
     check(&Refusal::BadSlots(0x31), b"\x01\x81\xa8BadSlots1");
     check(&Refusal::TooManyNodes(0x31), b"\x01\x81\xacTooManyNodes1");
+    check(
+        &Refusal::TooManyVnodes { node, vnodes: 0x31, others: 0x32 },
+        b"\x01\x81\xadTooManyVnodes\x83\xa4node\x11\xa6vnodes1\xa6others2",
+    );
     check(&Refusal::NoSuchNode(node), b"\x01\x81\xaaNoSuchNode\x11");
     check(&Refusal::NodeRemoved(node), b"\x01\x81\xabNodeRemoved\x11");
     check(
