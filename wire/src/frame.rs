@@ -182,6 +182,11 @@ impl Payload {
         self.data.is_empty()
     }
 
+    /// Whether the data was cut into pieces as data at `offset` of its object is.
+    pub fn lies_at(&self, offset: u64) -> bool {
+        self.is_empty() || self.offset_in_block == offset_in_block(offset)
+    }
+
     /// Checks the data against its checksums.
     pub fn verify(&self) -> Result<(), ChecksumMismatch> {
         checksum::verify(self.offset_in_block.into(), &self.data, &self.crcs)

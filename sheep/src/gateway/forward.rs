@@ -14,12 +14,16 @@ use wire::peer::{Connection, OpenRequest, Status, StatusReply, VdiInfoReply, Vdi
 use super::Gateway;
 use crate::cluster::state::ClusterState;
 use crate::mutant::{Mutant, planted};
+use crate::nbd::server::PAYLOAD_LEN_MAX;
 use crate::peer::{PeerInfo, Request, Responder};
 use crate::vdi::clients::Arrival;
 use crate::vdi::owner::{IoFailure, Owner};
 
 /// How long counting a VDI's objects may take; who asks waits 2 s.
 const COUNT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// The most that is read at once: what NBD's largest request asks for.
+const READ_LEN_MAX: u64 = PAYLOAD_LEN_MAX as u64;
 
 /// Serves requests that other gateways forward to owners on this node.
 pub(crate) struct Forwarded {
@@ -89,7 +93,7 @@ impl Forwarded {
     }
 }
 
-async fn handle(gateway: &Arc<Gateway>, from: NodeId, request: Request) -> Answer {
+pub(super) async fn handle(gateway: &Arc<Gateway>, from: NodeId, request: Request) -> Answer {
     match request.op {
         op::OPEN | op::CLOSE | op::RELEASE | op::VDI_INFO => {
             let message = OpenRequest::decode(request.meta).map_err(|_| refuse(Status::Invalid))?;
@@ -158,6 +162,7 @@ async fn io(gateway: &Arc<Gateway>, from: NodeId, request: Request) -> Answer {
     if end.is_none() || message.request.node != from.0 || message.gateway.node != from.0 {
         return Err(refuse(Status::Invalid));
     }
+    check(request.op, &message, &request.payload).map_err(refuse)?;
     let state = gateway.context.view.state();
     let fenced = |c: &Connection| is_fenced(&state, owner.vdi, c);
     let Some(begun) = owner.clients.begin(message.gateway.into(), message.connection, fenced) else {
@@ -189,6 +194,19 @@ async fn io(gateway: &Arc<Gateway>, from: NodeId, request: Request) -> Answer {
     }
 }
 
+/// Whether a request can be done as it came. No copy would take a write that was damaged on its way, and its object
+/// would wait for them for ever; the gateway sends it again.
+fn check(op: u16, message: &VdiIoRequest, payload: &Payload) -> Result<(), Status> {
+    match op {
+        op::VDI_READ if message.len > READ_LEN_MAX => Err(Status::Invalid),
+        op::VDI_WRITE if payload.len() as u64 != message.len || !payload.lies_at(message.offset) => {
+            Err(Status::Invalid)
+        }
+        op::VDI_WRITE => payload.verify().map_err(|_| Status::BadChecksum),
+        _ => Ok(()),
+    }
+}
+
 /// Does a request that changes something, once: if it comes again, the first one's outcome counts.
 async fn change(owner: &Owner, op: u16, message: &VdiIoRequest, payload: Payload) -> Result<(), Status> {
     let mut freed = Vec::new();
@@ -207,7 +225,6 @@ async fn change(owner: &Owner, op: u16, message: &VdiIoRequest, payload: Payload
         }
         Arrival::New(done) => {
             let result = match op {
-                op::VDI_WRITE if payload.len() as u64 != message.len => return Err(Status::Invalid),
                 op::VDI_WRITE => owner.write(message.offset, payload, message.fua, message.request).await,
                 op::VDI_ZERO => {
                     let (punch, fua) = (message.punch, message.fua);
@@ -231,5 +248,30 @@ pub(super) fn status_of(failure: IoFailure) -> Status {
         IoFailure::Fenced => Status::Fenced,
         IoFailure::NoSpace => Status::NoSpace,
         IoFailure::Io => Status::Io,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_no_copy_would_take_and_a_read_of_everything_are_refused() {
+        let message = |offset, len| VdiIoRequest { offset, len, ..VdiIoRequest::default() };
+        let data = Bytes::from(vec![7; 8192]);
+        let at = |offset| Payload::new(offset, data.clone());
+        let border = u64::from(crate::cluster::state::OBJECT_SIZE);
+        assert_eq!(check(op::VDI_WRITE, &message(border - 100, 8192), &at(border - 100)), Ok(()));
+        assert_eq!(check(op::VDI_WRITE, &message(0, 0), &Payload::empty()), Ok(()));
+        // Cut elsewhere there is a checksum less than there are pieces.
+        assert_eq!(check(op::VDI_WRITE, &message(border - 100, 8192), &at(0)), Err(Status::Invalid));
+        assert_eq!(check(op::VDI_WRITE, &message(0, 4096), &at(0)), Err(Status::Invalid));
+        let damaged = Payload::with_crcs(0, data.clone(), vec![1, 2]).expect("two pieces");
+        assert_eq!(check(op::VDI_WRITE, &message(0, 8192), &damaged), Err(Status::BadChecksum));
+        assert_eq!(check(op::VDI_READ, &message(0, READ_LEN_MAX), &Payload::empty()), Ok(()));
+        assert_eq!(
+            check(op::VDI_READ, &message(0, READ_LEN_MAX + 1), &Payload::empty()),
+            Err(Status::Invalid)
+        );
     }
 }
