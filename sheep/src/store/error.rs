@@ -100,6 +100,14 @@ impl Error {
         }
     }
 
+    /// A block could not be read; a file that ends before it is damaged, and nothing is wrong with the disk.
+    pub(super) fn reading(key: ObjectKey, index: u32, path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::UnexpectedEof => Self::block(key, index),
+            _ => Self::io(path, source),
+        }
+    }
+
     pub(super) fn block(key: ObjectKey, index: u32) -> Self {
         Self::Damaged { key, part: Part::Block(index) }
     }

@@ -173,7 +173,8 @@ impl LocalStore {
     /// The blocks in `mask`'s regions that a crash may have torn: data that does not match its checksum.
     /// To be called for every suspect before it is written to.
     ///
-    /// A damaged entry of an absent block is not among them; no torn write makes one. Absent blocks are
+    /// A damaged entry of an absent block is not among them, nor is a block that the file is too short for; no torn
+    /// write makes one of these. Absent blocks are
     /// cleared on the way: the data of a write whose entry was lost, or from before a trim whose hole was, must
     /// not come to light when a later write of the block is torn.
     pub fn settle_torn(&self, key: &ObjectKey, mask: u64) -> Result<Vec<u32>, Error> {
@@ -191,9 +192,16 @@ impl LocalStore {
             }
             Ok((mask, change))
         })?;
-        let table = self.table(key)?;
+        let open = self.open_object(key)?;
+        let (table, ends) = {
+            let loaded = self.load(&open)?;
+            let size = loaded.file().size().map_err(|e| Error::io(&open.path, e))?;
+            let data = size.saturating_sub(super::format::data_offset(loaded.content().size));
+            (loaded.content().table.clone(), data / BLOCK)
+        };
         let blocks = intent::blocks_in(table.len() as u32, mask);
-        self.mismatched(key, blocks.filter(|index| table[*index as usize].is_present()))
+        let tearable = |index: &u32| table[*index as usize].is_present() && u64::from(*index) < ends;
+        self.mismatched(key, blocks.filter(tearable))
     }
 
     /// Takes what the disk holds of these blocks for their content: legal when all copies are torn, for then
@@ -214,7 +222,8 @@ impl LocalStore {
                 };
                 let mut block = vec![0; BLOCK_SIZE];
                 let at = super::format::data_offset(content.size) + u64::from(index) * BLOCK;
-                loaded.file().read_at(&mut block, at).map_err(|e| Error::io(&open.path, e))?;
+                let read = loaded.file().read_at(&mut block, at);
+                read.map_err(|e| Error::reading(open.key, index, &open.path, e))?;
                 let entry = BlockEntry { crc: crc32c::crc32c(&block), stamp: entry.stamp };
                 change.entries.push((index, entry));
                 mask |= region;

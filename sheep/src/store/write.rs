@@ -175,7 +175,8 @@ fn old_block(open: &Open, loaded: &Loaded<'_>, index: u32) -> Result<Option<Vec<
     }
     let mut block = vec![0; BLOCK_SIZE];
     let at = format::data_offset(content.size) + u64::from(index) * BLOCK;
-    loaded.file().read_at(&mut block, at).map_err(|e| Error::io(&open.path, e))?;
+    let read = loaded.file().read_at(&mut block, at);
+    read.map_err(|e| Error::reading(open.key, index, &open.path, e))?;
     if crc32c::crc32c(&block) != entry.crc {
         return Err(Error::block(open.key, index));
     }

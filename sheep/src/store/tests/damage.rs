@@ -88,6 +88,30 @@ fn damage_is_not_spread_by_a_partial_write_and_is_mended_by_a_patch() {
 }
 
 #[test]
+fn a_file_that_ends_early_is_damage_and_no_failure_of_the_disk() {
+    let fs = SimFs::new();
+    let store = open(&fs);
+    store.create(&key(0), 3 * 4096).expect("created");
+    store.write(&key(0), &data(1, 0, block(1))).expect("written");
+    store.write(&key(0), &data(2, 8192, block(2))).expect("written");
+    drop(store);
+    as_fs(&fs)
+        .open(&object_path(&key(0)))
+        .and_then(|file| file.set_size(8192 + 2 * 4096 + 100))
+        .expect("cut");
+    let store = open(&fs);
+    // Not closed in order, so it is a suspect; but no torn write makes a file shorter.
+    let (suspect, mask) = store.suspects()[0];
+    assert_eq!((suspect, store.settle_torn(&suspect, mask).expect("readable")), (key(0), vec![]));
+    let lost = |error| matches!(error, Error::Damaged { part: Part::Block(2), .. });
+    assert!(lost(store.accept_torn(&key(0), &[2]).expect_err("there is nothing to accept")));
+    assert!(lost(store.write(&key(0), &data(3, 8193, vec![9; 10])).expect_err("the rest is not known")));
+    assert_eq!(store.verify(&key(0)).expect("readable"), [2]);
+    store.write(&key(0), &data(3, 8192, block(3))).expect("a whole block is not read first");
+    assert_eq!(read_all(&store, &key(0)).expect("whole"), [block(1), vec![0; 4096], block(3)].concat());
+}
+
+#[test]
 fn a_damaged_version_is_mended_by_setting_it() {
     let fs = SimFs::new();
     drop(filled(&fs));
