@@ -239,12 +239,20 @@ fn outcome(vdi: &Vdi, done: Option<Result<Result<Done, IoError>, JoinError>>) ->
     }
 }
 
+/// What became of a part that did not come: whatever has no other name is one that cannot be decoded.
+fn unread(status: &Status) -> AdminError {
+    match AdminError::from(status) {
+        error if error.kind == ErrorKind::Unspecified => AdminError { kind: ErrorKind::Invalid, ..error },
+        error => error,
+    }
+}
+
 /// The client's next part; `None` at the end.
 async fn next_part(
     parts: &mut Streaming<WriteVdiRequest>,
 ) -> Result<Option<write_vdi_request::Part>, AdminError> {
     let message = match tokio::time::timeout(CLIENT_PATIENCE, parts.message()).await {
-        Ok(message) => message.map_err(|status: Status| AdminError::from(&status))?,
+        Ok(message) => message.map_err(|status: Status| unread(&status))?,
         Err(_) => return Err(AdminError::new(ErrorKind::Refused, "the client sent nothing for too long")),
     };
     match message {
@@ -328,6 +336,12 @@ mod tests {
         assert_eq!(offsets, [(10, CHUNK_LEN_MAX - 10), (CHUNK, 10)]);
         let (end, ios) = requests(&vdi, 10, Part::Hole(5)).expect("fits");
         assert_eq!((end, ios.len()), (15, 1));
+    }
+
+    #[test]
+    fn a_part_that_cannot_be_decoded_is_invalid_and_a_client_that_left_is_not() {
+        assert_eq!(unread(&Status::internal("failed to decode")).kind, ErrorKind::Invalid);
+        assert_eq!(unread(&Status::cancelled("gone")).kind, ErrorKind::Unavailable);
     }
 
     #[test]
