@@ -293,8 +293,10 @@ impl Owner {
             };
             if !lacking.is_empty() && complete {
                 if lacking.values().any(|why| *why == Lack::Gone) && !self.is_mapped(&object).await? {
-                    // A creation that did not reach everyone was never acknowledged, nor is it in the map.
-                    self.remove_object(object).await?;
+                    // A creation that did not reach everyone was never acknowledged, nor is it in the map; or it was
+                    // trimmed. Not removed now: that takes enough copies in sync, and those that catch up wait for
+                    // the end of this takeover.
+                    self.doomed.lock().push(object);
                     return Ok(Outcome::Gone);
                 }
                 for (session, why) in lacking {
