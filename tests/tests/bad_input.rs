@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngCore, SeedableRng};
@@ -142,6 +142,53 @@ fn hostile_requests_and_clients_that_never_read_are_bounded() {
     wild.send(Command::Trim, 0, u64::MAX - 1, 4096, &[]).expect("sent");
     assert_ne!(wild.receive().expect("answered").errno, 0);
     assert_eq!(wild.read(0, 512).expect("it is still served"), [2; 512]);
+}
+
+#[test]
+fn a_hostile_crowd_at_one_sheep_costs_others_time_and_nothing_else() {
+    let ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    ring.create("other", "64M");
+    // Through the sheep that is beset, and through one that is not.
+    let load = Load::new("other", vec![ring.nbd(0), ring.nbd(1)]).start();
+    load.progress(100);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/nbd/crowd.py");
+    let (uri, port) = (ring.uri(0, "vol"), ring.nbd(0).port().to_string());
+    let crowd = std::thread::spawn(move || {
+        let args = ["-B", script, &uri, &port, "vol", "15"];
+        tool::run(Duration::from_secs(120), "/usr/bin/python3", &args)
+    });
+    let mut other = ring.open(0, "other");
+    other.set_read_timeout(Duration::from_secs(60));
+    // One that needs no memory but its own, and one that has to wait for a part of what all share.
+    let lens = [4096, 4 << 20];
+    let (mut most, mut slowest, mut count) = (0, [Duration::ZERO; 2], 0);
+    while !crowd.is_finished() {
+        for (slowest, len) in slowest.iter_mut().zip(lens) {
+            let began = Instant::now();
+            other.write(32 << 20, &vec![5; len]).expect("others are served");
+            *slowest = began.elapsed().max(*slowest);
+        }
+        most = most.max(ring[0].memory());
+        count += 1;
+    }
+    let said = crowd.join().expect("it ran").ok();
+    print!("{}", said.stdout);
+    let [small, large] = slowest;
+    println!(
+        "beside it: {count} rounds, the slowest took {small:?} and {large:?}; {} MiB at most",
+        most >> 20
+    );
+    assert!(said.stdout.ends_with("OK\n"), "{said}");
+    assert!(most <= LOADED_MAX, "{} MiB", most >> 20);
+    // Small requests wait for nobody's memory; large ones until those before them have moved, or are thrown out.
+    assert!(small <= Duration::from_secs(10) && large <= Duration::from_secs(60), "{small:?}, {large:?}");
+    load.progress(100);
+    let outcome = load.stop(&[ring.nbd(0), ring.nbd(1), ring.nbd(2)]);
+    outcome.assert_good("a hostile crowd");
+    assert_eq!(outcome.broken, 0);
+    ring.check(0).expect("the ring is whole");
+    assert!(!ring[0].log().contains("panicked"), "{}", ring[0].tail());
 }
 
 #[test]
