@@ -7,7 +7,7 @@ export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench prove sim setup
+.PHONY: help demo test check bench prove sim fuzz setup
 
 help: ## this list
 	@echo 'sheepdog: highly available block storage (Linux only)'
@@ -24,6 +24,7 @@ test: setup ## every test; the last line is the totals
 check: ## formatting, lints, docs, dependency policy; changes nothing in the tree
 	@tests/setup check
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --workspace --all-targets --locked --profile quick -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --workspace --no-deps --document-private-items --locked --profile quick
 	cargo deny --locked --log-level error check bans licenses sources
@@ -38,6 +39,10 @@ prove: setup ## the long proofs, in parts of at most an hour that need not be ru
 
 sim: setup ## whole rings in one process under seeded faults (SEED=s, SEEDS=n FIRST=s)
 	@tests/sim
+
+fuzz: ## fuzz targets under libFuzzer (TARGET=name, SECONDS=n each; INPUT=file to see a failure again)
+	@tests/setup fuzz
+	@FUZZ_SECONDS=$(SECONDS) tests/fuzz
 
 setup: ## installs what is missing (apt, rustup, cargo) and says what
 	@tests/setup

@@ -245,6 +245,9 @@ pub(crate) fn boot_id() -> Result<u128, IdentityError> {
         .map_err(|_| IdentityError::Damaged { path: path.to_owned(), problem: "not a boot id".to_owned() })
 }
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,9 @@ pub(crate) mod admin;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
 pub(crate) mod gateway;
 pub(crate) mod identity;
 pub(crate) mod introduce;

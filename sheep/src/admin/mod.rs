@@ -24,6 +24,8 @@ mod cluster;
 mod create;
 mod drain;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod host;
 mod list;
 mod lock;

@@ -15,6 +15,8 @@ pub mod clock;
 pub mod complaints;
 pub mod detector;
 pub mod entry;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 pub(crate) mod leader;
 pub mod lease;
 pub mod log;

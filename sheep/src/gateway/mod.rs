@@ -6,6 +6,8 @@
 
 mod export;
 mod forward;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod query;
 
 use std::collections::HashMap;

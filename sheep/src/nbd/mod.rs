@@ -26,6 +26,8 @@
 mod budget;
 pub mod errno;
 mod export;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod handshake;
 mod input;
 mod listen;

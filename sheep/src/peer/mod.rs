@@ -21,6 +21,8 @@
 mod call;
 mod class;
 mod client;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod hello;
 mod link;
 mod net;

@@ -19,6 +19,8 @@
 
 mod catch_up;
 pub(crate) mod fill;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod lanes;
 mod recent;
 mod requests;

@@ -30,6 +30,8 @@ mod create;
 mod error;
 mod flush;
 mod format;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod group;
 mod intent;
 pub mod io;

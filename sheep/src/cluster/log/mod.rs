@@ -24,6 +24,8 @@ mod config;
 mod contact;
 mod driver;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub(crate) mod fuzz;
 mod handover;
 mod log_store;
 mod machine;
