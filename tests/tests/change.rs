@@ -137,7 +137,8 @@ fn an_object_short_of_copies_waits_and_dog_says_for_whom() {
     client.set_read_timeout(Duration::from_secs(6));
     assert!(client.receive().is_err(), "too few are left");
     let told = ring.dog(0, &["cluster", "check"]).exits(1).stdout;
-    let line = told.lines().find(|line| gone.iter().all(|id| line.contains(id.as_str())));
+    // Who was taken out while two were left is no longer on record once those two know of it.
+    let line = told.lines().find(|line| gone.iter().any(|id| line.contains(id.as_str())));
     assert!(line.is_some_and(|line| line.contains("too few for writes")), "{gone:?} in {told}");
     ring[victims[0]].start();
     client.set_read_timeout(Duration::from_secs(30));

@@ -106,10 +106,9 @@ pub(super) fn no_majority(silent: &[NodeId]) -> Finding {
 fn whom_writes_wait_for(config: &SlotConfig) -> String {
     let catching_up = config.in_state(MemberState::CatchingUp).map(|m| m.session.node);
     let any: BTreeSet<NodeId> = catching_up.chain(config.eligible.iter().map(|e| e.node)).collect();
-    match any.is_empty() {
-        true => "another node to take a copy".to_owned(),
-        false => any.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or "),
-    }
+    // Whoever else takes a copy will do, once it has caught up.
+    let names = any.iter().map(ToString::to_string).chain(["another node to take a copy".to_owned()]);
+    names.collect::<Vec<_>>().join(" or ")
 }
 
 /// The worse of two severities.
@@ -157,8 +156,8 @@ mod tests {
         let state = evicted(founded(3, 3), &[2, 3]);
         let first = findings(&state).next().expect("degraded");
         assert_eq!((first.kind(), first.severity()), (FindingKind::TooFewCopies, Severity::Degraded));
-        let text =
-            "1 of 3 copies in sync, too few for writes: they wait for 0000000000000002 or 0000000000000003";
+        let text = "1 of 3 copies in sync, too few for writes: they wait for 0000000000000002 or 0000000000000003 \
+                    or another node to take a copy";
         assert_eq!(first.text, text);
         assert_eq!(whom_writes_wait_for(&SlotConfig::default()), "another node to take a copy");
     }
