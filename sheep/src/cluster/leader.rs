@@ -124,9 +124,7 @@ impl Leader {
         let confirmed = self.log.metrics().quorum_acked_at;
         self.with_term(|term, now| {
             term.detector.renewed(session, now);
-            // Renewals come in any order.
-            let heard = term.heard.entry(session).or_default();
-            *heard = applied.max(*heard);
+            note_applied(&mut term.heard, session, applied);
             term.complaints.told(session, unreached, now);
             term.grants.renew(session, confirmed, now).is_ok()
         })
@@ -349,6 +347,12 @@ impl Leader {
     }
 }
 
+/// A session says how far it has applied the log. Renewals come in any order.
+fn note_applied(heard: &mut BTreeMap<Session, u64>, session: Session, applied: u64) {
+    let known = heard.entry(session).or_default();
+    *known = applied.max(*known);
+}
+
 /// The sessions that have said that they have applied the log up to `index`.
 fn knowing(heard: &BTreeMap<Session, u64>, index: u64) -> BTreeSet<Session> {
     heard.iter().filter(|(_, applied)| **applied >= index).map(|(session, _)| *session).collect()
@@ -418,8 +422,31 @@ mod tests {
         assert_eq!(knowing(&heard, 36), BTreeSet::from([new]));
     }
 
-    /// Nodes numbered from 1 in these zones.
+    #[test]
+    fn a_renewal_that_was_overtaken_takes_no_knowledge_back() {
+        let one = Session { node: NodeId(1), start: 1 };
+        let mut heard = BTreeMap::new();
+        note_applied(&mut heard, one, 40);
+        note_applied(&mut heard, one, 35);
+        assert_eq!(knowing(&heard, 40), BTreeSet::from([one]));
+    }
+
+    #[test]
+    fn nobody_is_taken_out_without_whom_writes_would_stop() {
+        let mut state = ring_of(&["a", "b", "c", "d"], 3);
+        let session = |node| Session { node: NodeId(node), start: 1 };
+        assert!(!stops_writes(&state, session(2)), "two of three are left everywhere");
+        kill(&mut state, 4);
+        assert!(stops_writes(&state, session(2)), "one of three is left in some slots");
+        assert!(stops_writes(&ring_of(&["a", "b"], 1), session(2)), "it has the only copies");
+    }
+
+    /// Nodes numbered from 1 in these zones, one copy.
     fn ring(zones: &[&str]) -> ClusterState {
+        ring_of(zones, 1)
+    }
+
+    fn ring_of(zones: &[&str], copies: u64) -> ClusterState {
         let spec = |(id, zone): (u64, &&str)| NodeSpec {
             session: Session { node: NodeId(id), start: 1 },
             process: 1,
@@ -432,7 +459,7 @@ mod tests {
             reached: Vec::new(),
         };
         let nodes = (1..).zip(zones).map(spec).collect();
-        let copies = wire::policy::Copies::new(1).expect("in range");
+        let copies = wire::policy::Copies::new(copies).expect("in range");
         let mut state = ClusterState::default();
         let entry = ClusterEntry::Format { cluster: ClusterId(1), copies, slots: 256, nodes, now_ms: 0 };
         state.apply_entry(1, &entry);

@@ -125,6 +125,8 @@ enum Fate {
     /// Its renewals get lost for a while and its connections are rejected by something in between, which a
     /// peer reports.
     Rejected { at: u64, lasts: u64 },
+    /// It is well, but others do not reach it: its leases are withheld from then on.
+    Unwanted { at: u64 },
 }
 
 fn fates() -> impl Strategy<Value = Fate> {
@@ -133,7 +135,8 @@ fn fates() -> impl Strategy<Value = Fate> {
         (at.clone(), any::<bool>()).prop_map(|(at, reset_seen)| Fate::Killed { at, reset_seen }),
         at.clone().prop_map(|at| Fate::Lost { at }),
         (at.clone(), 0..=500_u64).prop_map(|(at, lasts)| Fate::Stalled { at, lasts }),
-        (at, 0..3_000_u64).prop_map(|(at, lasts)| Fate::Rejected { at, lasts }),
+        (at.clone(), 0..3_000_u64).prop_map(|(at, lasts)| Fate::Rejected { at, lasts }),
+        at.prop_map(|at| Fate::Unwanted { at }),
     ]
 }
 
@@ -157,7 +160,12 @@ fn simulate(fate: Fate, rate: u64, period: u64, delays: &[u64]) -> Option<u64> {
                 let cut = (at..at + lasts).contains(&now);
                 (true, true, !cut, cut)
             }
+            Fate::Unwanted { .. } => (true, true, true, false),
         };
+        if matches!(fate, Fate::Unwanted { at } if at == now) {
+            grants.withhold(OTHER);
+            detector.unwanted(OTHER);
+        }
         if runs && now >= next_renewal {
             next_renewal = now + period;
             if reaches {
@@ -168,7 +176,10 @@ fn simulate(fate: Fate, rate: u64, period: u64, delays: &[u64]) -> Option<u64> {
         requests = later;
         for (_, sent) in due {
             detector.renewed(OTHER, MS(now));
-            grants.renew(OTHER, Some(MS(now)), MS(now)).expect("granted");
+            if grants.renew(OTHER, Some(MS(now)), MS(now)).is_err() {
+                assert!(matches!(fate, Fate::Unwanted { at } if at <= now), "a lease is refused for nothing");
+                continue;
+            }
             answers.push((now + delays.next().unwrap_or(0), sent));
         }
         if runs && reaches {
@@ -178,7 +189,7 @@ fn simulate(fate: Fate, rate: u64, period: u64, delays: &[u64]) -> Option<u64> {
         }
         let reported = match fate {
             Fate::Killed { at, reset_seen: true } | Fate::Rejected { at, .. } => at + 1 == now,
-            Fate::Killed { .. } | Fate::Lost { .. } | Fate::Stalled { .. } => false,
+            Fate::Killed { .. } | Fate::Lost { .. } | Fate::Stalled { .. } | Fate::Unwanted { .. } => false,
         };
         if reported {
             detector.suspect(OTHER.node, MS(now));
@@ -241,6 +252,10 @@ proptest! {
             Fate::Stalled { .. } => prop_assert_eq!(evicted, None),
             Fate::Rejected { lasts, .. } if lasts < 350 => prop_assert_eq!(evicted, None),
             Fate::Rejected { .. } => {}
+            Fate::Unwanted { at } => {
+                let evicted = evicted.expect("who is not wanted is evicted");
+                prop_assert!(evicted <= at + expiry + step, "unwanted {at}, evicted {evicted}");
+            }
         }
     }
 }
