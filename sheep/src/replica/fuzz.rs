@@ -15,17 +15,14 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use wire::checksum;
 use wire::frame::Payload;
-use wire::id::{ClusterId, NodeId, Session};
 use wire::peer::*;
 
+use super::alone::{ME, VDI, ring};
 use super::*;
-use crate::cluster::entry::{ClusterEntry, NodeSpec};
 use crate::cluster::log::Applied;
 use crate::fuzz::Source;
 use crate::store::{Options, Segment, SimFs};
 
-const ME: Session = Session { node: NodeId(1), start: 1 };
-const VDI: VdiId = VdiId(1);
 const SIZE: u32 = 1 << 15;
 const OBJECTS: u8 = 3;
 const REQUESTS_MAX: usize = 24;
@@ -37,30 +34,7 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     Builder::new_multi_thread().worker_threads(1).max_blocking_threads(1).build().expect("a runtime")
 });
 
-/// A ring of this node alone, whose VDI it owns.
-static RING: LazyLock<Arc<ClusterState>> = LazyLock::new(|| {
-    let copies = Copies::new(1).expect("in range");
-    let node = NodeSpec {
-        session: ME,
-        process: 1,
-        boot: 7,
-        admin: String::new(),
-        mesh: String::new(),
-        zone: "z".to_owned(),
-        vnodes: 8,
-        gateway: false,
-        reached: Vec::new(),
-    };
-    let name = "disk".parse().expect("a name");
-    let entries = [
-        ClusterEntry::Format { cluster: ClusterId(1), copies, slots: 256, nodes: vec![node], now_ms: 0 },
-        ClusterEntry::CreateVdi { name, size: 1 << 30, copies: None, now_ms: 0 },
-        ClusterEntry::Acquire { vdi: VDI, session: ME },
-    ];
-    let mut state = ClusterState::default();
-    (1..).zip(&entries).for_each(|(index, entry)| _ = state.apply_entry(index, entry));
-    Arc::new(state)
-});
+static RING: LazyLock<Arc<ClusterState>> = LazyLock::new(|| Arc::new(ring()));
 
 /// A disk with objects that have a few blocks each.
 static DISK: LazyLock<SimFs> = LazyLock::new(|| {

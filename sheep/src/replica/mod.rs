@@ -17,6 +17,8 @@
 //! | `serve` | requests from the wire: decode, do, answer |
 //! | `catch_up` | the source's side of catching up: list and pull |
 
+#[cfg(any(test, feature = "fuzz"))]
+mod alone;
 mod catch_up;
 pub(crate) mod fill;
 #[cfg(any(test, feature = "fuzz"))]

@@ -4,46 +4,14 @@ use std::path::Path;
 
 use tokio::sync::watch;
 use wire::checksum;
-use wire::id::{ClusterId, NodeId, Session};
 use wire::peer::{AppliedList, AppliedRequest, PatchRequest, RequestId, VersionRef};
 
+use super::alone::{ME, VDI, ring};
 use super::*;
-use crate::cluster::entry::{ClusterEntry, NodeSpec};
 use crate::cluster::log::Applied;
 use crate::store::{Options, SimFs, Verb};
 
-const ME: Session = Session { node: NodeId(1), start: 1 };
-const VDI: VdiId = VdiId(1);
 const SIZE: u32 = 1 << 16;
-
-/// A ring of this node alone, whose VDI it owns.
-fn ring() -> ClusterState {
-    let copies = Copies::new(1).expect("in range");
-    let node = NodeSpec {
-        session: ME,
-        process: 1,
-        boot: 7,
-        admin: String::new(),
-        mesh: String::new(),
-        zone: "z".to_owned(),
-        vnodes: 128,
-        gateway: false,
-        reached: Vec::new(),
-    };
-    let mut state = ClusterState::default();
-    let entries = [
-        ClusterEntry::Format { cluster: ClusterId(1), copies, slots: 256, nodes: vec![node], now_ms: 0 },
-        ClusterEntry::CreateVdi {
-            name: "disk".parse().expect("a name"),
-            size: 1 << 30,
-            copies: None,
-            now_ms: 0,
-        },
-        ClusterEntry::Acquire { vdi: VDI, session: ME },
-    ];
-    (1..).zip(&entries).for_each(|(index, entry)| _ = state.apply_entry(index, entry));
-    state
-}
 
 /// A process, with what keeps its view alive.
 struct Process {

@@ -13,20 +13,20 @@
 //!
 //! Sectors never written are not stored, so objects of 4 MiB cost what is written to them.
 
+mod content;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rand::SeedableRng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 
+use self::content::{DirNode, FileNode};
 use super::io::{DirEntry, File, FileSystem, LockGuard, Space};
 
-const SECTOR: u64 = 512;
-/// How many contents of a sector since its last sync are remembered; the oldest go first.
-const HISTORY_MAX: usize = 8;
 const EIO: i32 = 5;
 const ENOENT: i32 = 2;
 const EEXIST: i32 = 17;
@@ -77,28 +77,8 @@ impl Verb {
     ];
 }
 
-type Sector = [u8; SECTOR as usize];
 type Ino = u64;
 type Names = BTreeMap<String, Ino>;
-
-#[derive(Default)]
-struct FileNode {
-    /// Sectors that are not zeros.
-    now: BTreeMap<u64, Sector>,
-    len: u64,
-    durable: BTreeMap<u64, Sector>,
-    durable_len: u64,
-    /// Lengths since the last sync, in order, and whether each was reached by writing on, sector by sector.
-    lengths: Vec<(u64, bool)>,
-    /// Contents of each sector changed since the last sync, in order.
-    history: BTreeMap<u64, Vec<Sector>>,
-}
-
-#[derive(Default)]
-struct DirNode {
-    now: Names,
-    durable: Names,
-}
 
 enum Node {
     File(FileNode),
@@ -156,13 +136,7 @@ impl SimFs {
         let state = self.0.lock();
         let nodes = state.nodes.iter().map(|(ino, node)| {
             let node = match node {
-                Node::File(file) => Node::File(FileNode {
-                    now: file.now.clone(),
-                    len: file.len,
-                    durable: file.now.clone(),
-                    durable_len: file.len,
-                    ..FileNode::default()
-                }),
+                Node::File(file) => Node::File(file.settled()),
                 Node::Dir(dir) => Node::Dir(DirNode { now: dir.now.clone(), durable: dir.now.clone() }),
             };
             (*ino, node)
@@ -245,10 +219,7 @@ impl SimFs {
         let mut state = self.0.lock();
         let ino = state.find(path)?;
         let file = state.file(ino)?;
-        let (sector, at) = (bit / 8 / SECTOR, (bit / 8 % SECTOR) as usize);
-        for side in [&mut file.now, &mut file.durable] {
-            side.entry(sector).or_insert([0; SECTOR as usize])[at] ^= 1 << (bit % 8);
-        }
+        file.flip(bit);
         Ok(())
     }
 
@@ -260,140 +231,6 @@ impl SimFs {
 
 fn os_error<T>(code: i32) -> io::Result<T> {
     Err(io::Error::from_raw_os_error(code))
-}
-
-impl FileNode {
-    fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        if offset + buf.len() as u64 > self.len {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let mut done = 0;
-        while done < buf.len() {
-            let at = offset + done as u64;
-            let skip = (at % SECTOR) as usize;
-            let step = (SECTOR as usize - skip).min(buf.len() - done);
-            let part = &mut buf[done..done + step];
-            match self.now.get(&(at / SECTOR)) {
-                Some(sector) => part.copy_from_slice(&sector[skip..skip + step]),
-                None => part.fill(0),
-            }
-            done += step;
-        }
-        Ok(())
-    }
-
-    /// Whether a range takes no space that the file does not have.
-    fn holds(&self, offset: u64, len: u64) -> bool {
-        (offset / SECTOR..(offset + len).div_ceil(SECTOR)).all(|index| self.now.contains_key(&index))
-    }
-
-    fn write(&mut self, data: &[u8], offset: u64) {
-        let mut done = 0;
-        while done < data.len() {
-            let at = offset + done as u64;
-            let skip = (at % SECTOR) as usize;
-            let step = (SECTOR as usize - skip).min(data.len() - done);
-            self.change(at / SECTOR, |sector| {
-                sector[skip..skip + step].copy_from_slice(&data[done..done + step]);
-            });
-            done += step;
-        }
-        let end = offset + data.len() as u64;
-        if end > self.len {
-            self.len = end;
-            self.lengths.push((end, true));
-        }
-    }
-
-    fn clear(&mut self, offset: u64, end: u64) {
-        let touched: Vec<u64> =
-            self.now.range(offset / SECTOR..end.div_ceil(SECTOR)).map(|(index, _)| *index).collect();
-        for index in touched {
-            let from = offset.saturating_sub(index * SECTOR).min(SECTOR) as usize;
-            let upto = end.saturating_sub(index * SECTOR).min(SECTOR) as usize;
-            self.change(index, |sector| sector[from..upto].fill(0));
-        }
-    }
-
-    fn change(&mut self, index: u64, with: impl FnOnce(&mut Sector)) {
-        let sector = self.now.entry(index).or_insert([0; SECTOR as usize]);
-        with(sector);
-        let history = self.history.entry(index).or_default();
-        if history.len() == HISTORY_MAX {
-            history.remove(0);
-        }
-        history.push(*sector);
-    }
-
-    fn set_len(&mut self, len: u64) {
-        if len < self.len {
-            self.clear(len, self.len);
-        }
-        self.len = len;
-        self.lengths.push((len, false));
-    }
-
-    /// A sync fails: every other sector is kept from the disk for ever, though it reads as before.
-    fn fail_sync(&mut self) {
-        let mut changed = std::mem::take(&mut self.history);
-        changed.retain(|index, _| index % 2 == 0);
-        self.history = changed;
-        self.lengths.clear();
-    }
-
-    fn sync(&mut self) {
-        for index in std::mem::take(&mut self.history).into_keys() {
-            match self.now.get(&index) {
-                Some(sector) if *sector != [0; SECTOR as usize] => {
-                    self.durable.insert(index, *sector);
-                }
-                _ => {
-                    self.now.remove(&index);
-                    self.durable.remove(&index);
-                }
-            }
-        }
-        self.durable_len = self.len;
-        self.lengths.clear();
-    }
-
-    fn cut(&mut self, rng: &mut StdRng) {
-        for (index, contents) in std::mem::take(&mut self.history) {
-            let choice = rng.random_range(0..=contents.len());
-            if choice > 0 {
-                self.durable.insert(index, contents[choice - 1]);
-            }
-        }
-        // A length that is set is there whole or not at all; writing on may have come part of the way.
-        let reached = rng.random_range(0..=self.lengths.len());
-        self.len = reached.checked_sub(1).map_or(self.durable_len, |last| self.lengths[last].0);
-        if let Some((next, true)) = self.lengths.get(reached).copied() {
-            let sectors = (next - self.len) / SECTOR;
-            let from = self.len.next_multiple_of(SECTOR);
-            self.len = (from + rng.random_range(0..=sectors) * SECTOR).min(next);
-        }
-        self.durable_len = self.len;
-        self.now = self.durable.clone();
-        self.clear(self.len, u64::MAX - SECTOR);
-        self.sync();
-    }
-}
-
-impl DirNode {
-    fn cut(&mut self, rng: &mut StdRng) {
-        let names: HashSet<&String> = self.now.keys().chain(self.durable.keys()).collect();
-        let mut names: Vec<String> = names.into_iter().cloned().collect();
-        names.sort_unstable();
-        for name in names {
-            if self.now.get(&name) != self.durable.get(&name) && rng.random() {
-                match self.now.get(&name) {
-                    Some(ino) => self.durable.insert(name, *ino),
-                    None => self.durable.remove(&name),
-                };
-            }
-        }
-        self.now = self.durable.clone();
-    }
 }
 
 impl State {
@@ -576,10 +413,10 @@ impl FileSystem for SimFs {
     fn space(&self, _dir: &Path) -> io::Result<Space> {
         let state = self.0.lock();
         let sectors = state.nodes.values().map(|node| match node {
-            Node::File(file) => file.now.len() as u64,
+            Node::File(file) => file.space(),
             Node::Dir(_) => 0,
         });
-        let used = sectors.sum::<u64>() * SECTOR;
+        let used = sectors.sum();
         Ok(Space { total: state.capacity, free: state.capacity.saturating_sub(used), used })
     }
 
