@@ -93,9 +93,9 @@ impl Fill {
 
 impl Node {
     /// Runs `f` on the fill of a time of catching up.
-    fn with_fill<T>(&mut self, at: usize, since: u8, f: impl FnOnce(&mut SlotFill) -> T) -> T {
+    fn with_fill<T>(&mut self, at: usize, since: u8, f: impl FnOnce(&mut SlotFill) -> T) -> Option<T> {
         let mut fill = self.fill.open();
-        let result = f(fill.at(since.into()));
+        let result = fill.at(since.into()).map(f);
         self.fill = Fill::close(&fill, at);
         result
     }
@@ -134,10 +134,11 @@ impl Small {
         match role {
             Role::CatchingUp(since) => {
                 let since = since as u8;
-                let (arrival, may_gap) = node.with_fill(at, since, |fill| {
+                let arrived = node.with_fill(at, since, |fill| {
                     let arrival = fill.arrive(object(), sent.version.into(), || sent.kept());
                     (arrival, !fill.admitting)
                 });
+                let (arrival, may_gap) = arrived.ok_or(Status::Busy)?;
                 if arrival == Arrival::Apply {
                     match node.apply(sent) {
                         Err(Status::Gap) if may_gap => {
@@ -185,6 +186,10 @@ impl Small {
             Pass::Listed { turn, from, version } => {
                 self.compare(&mut next, at, turn, from.into(), version);
                 into.push((Step::Compare(at), next));
+            }
+            Pass::Pulled { turn, .. } if self.role(world, at) != Role::CatchingUp(turn.since.into()) => {
+                next.nodes[at].pass = Pass::None;
+                into.push((Step::Finish(at), next));
             }
             Pass::Pulled { turn, held } => {
                 finish(&mut next.nodes[at], at, turn, held);
@@ -241,7 +246,7 @@ impl Small {
         let node = &mut world.nodes[at];
         let equal = !node.suspect && node.memory.version == listed;
         let own = Version::from(node.memory.version);
-        node.pass = node.with_fill(at, turn.since, |fill| {
+        let pass = node.with_fill(at, turn.since, |fill| {
             if fill.is_filled(object()) {
                 return Pass::Compared { turn };
             }
@@ -258,6 +263,7 @@ impl Small {
             fill.gap(object(), at_least);
             Pass::None
         });
+        node.pass = pass.unwrap_or(Pass::None);
     }
 
     fn admit(&mut self, world: &mut World, at: usize, turn: Turn) {
@@ -287,6 +293,7 @@ impl Small {
             Role::CatchingUp(since) if since == u64::from(turn.since) => {
                 node.with_fill(at, turn.since, |fill| fill.admitting = false);
             }
+            _ if node.fill.since > turn.since => {}
             _ => node.fill = Fill { since: 0, admitting: false, object: Progress::Unknown },
         }
     }
@@ -295,7 +302,7 @@ impl Small {
 /// The end of a turn: if nothing is missing, what there is becomes durable.
 fn make_durable(node: &mut Node, at: usize, turn: Turn) {
     node.pass = Pass::None;
-    if node.with_fill(at, turn.since, |fill| fill.commit()) {
+    if node.with_fill(at, turn.since, |fill| fill.commit()) == Some(true) {
         (node.disk, node.pass) = (node.memory, Pass::Ready { turn });
     }
 }
@@ -303,7 +310,7 @@ fn make_durable(node: &mut Node, at: usize, turn: Turn) {
 /// The copy has what was pulled, and what came meanwhile.
 fn finish(node: &mut Node, at: usize, turn: Turn, held: Held) {
     (node.memory, node.suspect, node.pass) = (held, false, Pass::Compared { turn });
-    let kept = node.with_fill(at, turn.since, |fill| fill.finish(object())).unwrap_or_default();
+    let kept = node.with_fill(at, turn.since, |fill| fill.finish(object())).flatten().unwrap_or_default();
     let newest = newest(&kept);
     for write in kept {
         let sent = Sent::of(&write.request, at as u8);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::log::{VDI, session, spec};
+use super::log::{SLOT, VDI, copies, session, spec};
 use super::small::Small;
 use super::step::Step;
 use super::world::*;
@@ -61,6 +61,14 @@ impl Small {
                 let knew = self.view(world, at).index as u8;
                 next.nodes[at].die(knew);
                 into.push((Step::Crash(at), next));
+            }
+            if self.scope.kinds.demote {
+                let (mut next, session) = (begin(), session(at, world.nodes[at].start));
+                let version = self.head(world).config.version;
+                let entry = ClusterEntry::Demote { session, copies: copies(), slot: SLOT, version };
+                if self.commit(&mut next, &entry).is_some() {
+                    into.push((Step::Demote(at), next));
+                }
             }
             if self.scope.kinds.cut
                 && world.nodes[at].lease == Lease::Held

@@ -232,9 +232,6 @@ impl Small {
     pub(super) fn send_again(&self, world: &mut World, at: usize) {
         let view = self.view(world, at);
         let Some(owner) = &world.owners[at] else { return };
-        if !view.state.is_enough(copies(), &view.config) {
-            return;
-        }
         let config = view.config.version;
         for (write, numbered) in owner.writes.iter().enumerate() {
             let Some(Numbered { version, predecessor, .. }) = *numbered else { continue };

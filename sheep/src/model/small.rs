@@ -41,6 +41,8 @@ pub(super) struct Kinds {
     pub(super) power: u32,
     /// What they had not flushed is lost in any part, not only as a whole.
     pub(super) torn: bool,
+    /// A copy is taken out by an owner that misses an answer of it.
+    pub(super) demote: bool,
     /// A node is cut off from the log's leader until its lease has run out.
     pub(super) cut: bool,
 }
@@ -287,7 +289,7 @@ impl Model for Small {
     }
 
     fn is_fault(&self, step: Step) -> bool {
-        matches!(step, Step::Crash(_) | Step::Power { .. } | Step::Cut(_) | Step::Lapse(_))
+        matches!(step, Step::Crash(_) | Step::Power { .. } | Step::Demote(_) | Step::Cut(_) | Step::Lapse(_))
     }
 
     fn is_goal(&mut self, world: &World) -> bool {

@@ -11,6 +11,8 @@ pub(super) enum Step {
     Crash(usize),
     /// Machines lose their power at one moment. By node: which of its version and blocks it keeps in memory's form.
     Power { lost: [bool; NODES], kept: [u8; NODES] },
+    /// The log takes a copy out of the set, as an owner says that it lacks writes.
+    Demote(usize),
     /// The leader does not hear of a node any more.
     Cut(usize),
     /// It does again.
@@ -75,6 +77,7 @@ impl fmt::Display for Step {
                     (0..NODES).filter(|n| lost[*n]).map(|n| format!("{} keeps {}", n + 1, kept(bits[n])));
                 write!(f, "{} without power: {}", nodes(lost), each.collect::<Vec<_>>().join("; "))
             }
+            Self::Demote(n) => write!(f, "the copy of {} is taken out", n + 1),
             Self::Cut(n) => write!(f, "the leader does not hear of {} any more", n + 1),
             Self::Heal(n) => write!(f, "the leader hears of {} again", n + 1),
             Self::Lapse(n) => write!(f, "the lease of {} runs out", n + 1),

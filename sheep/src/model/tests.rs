@@ -9,8 +9,9 @@ use crate::mutant::{Mutant, plant};
 /// More states than any of these has: one that has more has got out of hand.
 const STATES_MAX: usize = 20_000_000;
 
-const NONE: Kinds = Kinds { crash: false, power: 0, torn: false, cut: false };
+const NONE: Kinds = Kinds { crash: false, power: 0, torn: false, demote: false, cut: false };
 const CRASH: Kinds = Kinds { crash: true, ..NONE };
+const DEMOTE: Kinds = Kinds { demote: true, ..NONE };
 const CUT: Kinds = Kinds { cut: true, ..NONE };
 
 /// Two machines lose their power, and the third its process.
@@ -70,6 +71,15 @@ fn nothing_is_wrong_when_a_process_dies() {
 #[test]
 fn nothing_is_wrong_when_a_node_is_cut_off() {
     nothing_is_wrong(scope(1, CUT, if is_full() { 3 } else { 2 }));
+}
+
+#[test]
+fn nothing_is_wrong_when_a_copy_is_taken_out() {
+    nothing_is_wrong(scope(1, DEMOTE, if is_full() { 3 } else { 2 }));
+    nothing_is_wrong(scope(2, DEMOTE, 1));
+    if is_full() {
+        nothing_is_wrong(scope(2, Kinds { crash: true, ..DEMOTE }, 1));
+    }
 }
 
 #[test]

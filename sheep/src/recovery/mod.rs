@@ -225,9 +225,9 @@ impl Recovery {
             match self.replica.role(&state, copies, slot) {
                 Role::CatchingUp(now) if now == since => {
                     // Not admitted after all: an owner need not wait for us to have everything.
-                    self.replica.with_fill(copies, slot, since, |fill| fill.admitting = false);
+                    _ = self.replica.with_fill(copies, slot, since, |fill| fill.admitting = false);
                 }
-                _ => self.replica.drop_fill(copies, slot),
+                _ => self.replica.drop_fill(copies, slot, since),
             }
         }
         self.progress.slots_done.fetch_add(admitted, Ordering::Relaxed);

@@ -18,7 +18,7 @@ use crate::cluster::log::Applied;
 use crate::cluster::slots::MemberState;
 use crate::cluster::state::ClusterState;
 use crate::mutant::{Mutant, planted};
-use crate::replica::key_of;
+use crate::replica::{Replica, key_of};
 use crate::store::{BlockEntry, Error, ObjectKey};
 use crate::vdi::context::Failure;
 
@@ -68,7 +68,7 @@ impl Recovery {
         if pass.run().await.is_err() {
             return false;
         }
-        self.replica.with_fill(copies, slot, since, |fill| fill.commit())
+        self.replica.with_fill(copies, slot, since, |fill| fill.commit()).unwrap_or(false)
     }
 }
 
@@ -85,7 +85,7 @@ struct Pass<'a> {
 impl Pass<'_> {
     async fn run(&self) -> Result<(), NotNow> {
         // Begin to listen before asking what there is.
-        self.fill(|_| ());
+        self.fill(|_| ())?;
         let mut listed = self.list().await?;
         let mut own = self.own().await?;
         // Objects in use first: their writes wait for us.
@@ -98,26 +98,26 @@ impl Pass<'_> {
             let name = (item.object.oid(), item.object.birth());
             there.insert(name, item.object);
             let mine = own.remove(&name);
-            if self.fill(|fill| fill.is_filled(name)) {
+            if self.fill(|fill| fill.is_filled(name))? {
                 continue;
             }
             let equal = mine
                 .as_ref()
                 .is_some_and(|m| m.suspect.is_none() && m.version == Some(Version::from(item.version)));
             if equal {
-                self.fill(|fill| fill.found_equal(name));
+                self.fill(|fill| fill.found_equal(name))?;
                 continue;
             }
             self.pull(item.object, mine).await?;
         }
         // What the source does not have was deleted, or never came to be.
         for (name, _) in own {
-            if !self.fill(|fill| fill.is_filled(name)) {
+            if !self.fill(|fill| fill.is_filled(name))? {
                 self.remove(name).await?;
             }
         }
         // What came to be, or was written too early, since the list was made.
-        for name in self.fill(|fill| fill.unfilled()) {
+        for name in self.fill(|fill| fill.unfilled())? {
             match there.get(&name) {
                 Some(object) => self.pull(*object, None).await?,
                 None => return Err(NotNow),
@@ -126,8 +126,8 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn fill<T>(&self, f: impl FnOnce(&mut crate::replica::SlotFill) -> T) -> T {
-        self.recovery.replica.with_fill(self.copies, self.slot, self.since, f)
+    fn fill<T>(&self, f: impl FnOnce(&mut crate::replica::SlotFill) -> T) -> Result<T, NotNow> {
+        self.recovery.replica.with_fill(self.copies, self.slot, self.since, f).ok_or(NotNow)
     }
 
     fn request(&self) -> CatchUpRequest {
@@ -197,7 +197,7 @@ impl Pass<'_> {
         let name = (key.oid, key.birth);
         let own = mine.as_ref().and_then(|m| m.version).unwrap_or_default();
         let owner = self.state.vdi(key.oid.creator()).map(|v| v.owner).filter(|o| o.session.is_some());
-        let at_least = self.fill(|fill| fill.begin(name, own, owner.map(|o| o.generation)));
+        let at_least = self.fill(|fill| fill.begin(name, own, owner.map(|o| o.generation)))?;
         let mut entries = self.prepare(key, object.size, mine).await?;
         let mut lent = 0;
         loop {
@@ -212,7 +212,7 @@ impl Pass<'_> {
                 Ok(answer) => answer,
                 Err(Failure::Status(Status::NotFound)) => return self.remove(name).await,
                 Err(_) => {
-                    self.fill(|fill| fill.gap(name, at_least));
+                    self.fill(|fill| fill.gap(name, at_least))?;
                     return Err(NotNow);
                 }
             };
@@ -220,7 +220,7 @@ impl Pass<'_> {
             if !reply.damaged.is_empty() {
                 lent += 1;
                 if lent > LEND_TIMES || !self.lend(object, key, reply.damaged).await {
-                    self.fill(|fill| fill.gap(name, at_least));
+                    self.fill(|fill| fill.gap(name, at_least))?;
                     return Err(NotNow);
                 }
                 continue;
@@ -265,8 +265,7 @@ impl Pass<'_> {
 
     /// The copy's block table, as far as its blocks are sound; creates the copy if there is none.
     async fn prepare(&self, key: ObjectKey, size: u32, mine: Option<Own>) -> Result<Vec<BlockEntry>, NotNow> {
-        let replica = self.recovery.replica.clone();
-        let prepared = crate::machine::blocking(move || {
+        let prepare = move |replica: &Replica| {
             let store = replica.store();
             let prepare = || -> Result<Vec<BlockEntry>, Error> {
                 if mine.as_ref().is_some_and(|m| m.version.is_none()) {
@@ -284,14 +283,13 @@ impl Pass<'_> {
                 Ok(table)
             };
             prepare().map_err(|e| replica.status(e))
-        });
-        prepared.await.map_err(|_| NotNow)?.map_err(|_| NotNow)
+        };
+        self.recovery.replica.while_catching_up(key, self.since, prepare).await.map_err(|_| NotNow)
     }
 
     async fn put(&self, key: ObjectKey, blocks: Vec<u32>, payload: Payload) -> Result<(), NotNow> {
-        let replica = self.recovery.replica.clone();
-        let put = crate::machine::blocking(move || replica.put_blocks(&key, &blocks, &payload));
-        put.await.map_err(|_| NotNow)?.map_err(|_| NotNow)
+        let put = move |replica: &Replica| replica.put_blocks(&key, &blocks, &payload);
+        self.recovery.replica.while_catching_up(key, self.since, put).await.map_err(|_| NotNow)
     }
 
     /// In the object's lane: the copy has the source's version, then the writes kept meanwhile are applied.
@@ -305,11 +303,9 @@ impl Pass<'_> {
     }
 
     async fn remove(&self, name: Name) -> Result<(), NotNow> {
-        let replica = self.recovery.replica.clone();
         let key = ObjectKey { copies: self.copies, slot: self.slot, oid: name.0, birth: name.1 };
-        let removed = crate::machine::blocking(move || replica.remove_copy(&key));
-        removed.await.map_err(|_| NotNow)?.map_err(|_| NotNow)?;
-        self.fill(|fill| fill.removed(name));
-        Ok(())
+        let remove = move |replica: &Replica| replica.remove_copy(&key);
+        self.recovery.replica.while_catching_up(key, self.since, remove).await.map_err(|_| NotNow)?;
+        self.fill(|fill| fill.removed(name))
     }
 }

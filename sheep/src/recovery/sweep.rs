@@ -7,6 +7,9 @@ use crate::store::Error;
 
 use super::Recovery;
 
+/// Objects removed while writes to their slot stand still.
+const DROPPED_AT_ONCE: usize = 16;
+
 impl Recovery {
     /// Looks through the store once. What cannot be removed now is found again next time.
     pub(super) async fn sweep(self: Arc<Self>, state: Arc<ClusterState>) {
@@ -21,17 +24,8 @@ impl Recovery {
 
     fn sweep_blocking(&self, state: &ClusterState) -> Result<(), Error> {
         let store = self.replica.store();
-        let me = self.context.me().node;
         for (copies, slot) in store.list_slots() {
-            let Some(config) = state.slot(copies, slot) else { continue };
-            // On record in any way, by this session or an earlier one, means that it may still count.
-            if !config.is_on_record(me) && state.has_live_copy(config) {
-                if !store.list_slot(copies, slot)?.is_empty() {
-                    tracing::debug!(%copies, %slot, "dropping a slot that others hold now");
-                    store.remove_slot(copies, slot)?;
-                }
-                self.replica.drop_fill(copies, slot);
-            }
+            while !self.replica.drop_slot(copies, slot, DROPPED_AT_ONCE)? {}
         }
         for vdi in store.creators()? {
             if !state.is_deleted(vdi) {

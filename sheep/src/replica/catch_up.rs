@@ -206,12 +206,8 @@ impl Replica {
         version: Version,
         applied: Vec<AppliedRequest>,
     ) -> Result<(), Status> {
-        let (done, result) = tokio::sync::oneshot::channel();
-        let replica = self.clone();
-        self.lanes.submit(key, false, move || {
-            _ = done.send(replica.finish_pull_now(&key, since, version, &applied));
-        });
-        result.await.unwrap_or(Err(Status::Stopping))
+        let finish = move |replica: &Self| replica.finish_pull_now(&key, since, version, &applied);
+        self.while_catching_up(key, since, finish).await
     }
 
     pub(super) fn finish_pull_now(
@@ -227,7 +223,7 @@ impl Replica {
         self.store.clear_suspect(key);
         let name = (key.oid, key.birth);
         let kept = self.with_fill(key.copies, key.slot, since, |fill| fill.finish(name));
-        let kept = kept.unwrap_or_default();
+        let kept = kept.flatten().unwrap_or_default();
         let newest = newest(&kept);
         for write in kept {
             if Version::from(write.request.version) <= version {

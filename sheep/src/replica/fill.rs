@@ -62,12 +62,13 @@ impl SlotFill {
         Self { since, ..Self::default() }
     }
 
-    /// The fill for catching up since a configuration version: this one, or a new one in its place.
-    pub(crate) fn at(&mut self, since: u64) -> &mut Self {
-        if self.since != since {
+    /// The fill for catching up since a configuration version: this one, or a new one in its place. `None` if the
+    /// node has begun anew since: what is known of that time is not given up for what an earlier one still does.
+    pub(crate) fn at(&mut self, since: u64) -> Option<&mut Self> {
+        if since > self.since {
             *self = Self::new(since);
         }
-        self
+        (since == self.since).then_some(self)
     }
 
     /// A write arrives.
@@ -212,6 +213,15 @@ mod tests {
         assert_eq!(fill.finish(object()).map(|k| k.len()), Some(1));
         assert_eq!(fill.arrive(object(), version(9), || kept(1)), Arrival::Apply);
         assert!(fill.unfilled().is_empty());
+    }
+
+    #[test]
+    fn an_earlier_time_of_catching_up_does_not_replace_a_later_one() {
+        let mut fill = SlotFill::new(3);
+        assert_eq!(fill.arrive(object(), version(5), || kept(1)), Arrival::Deferred);
+        assert!(fill.at(2).is_none());
+        assert_eq!(fill.at(3).map(|f| f.unfilled()), Some(vec![object()]));
+        assert_eq!(fill.at(4).map(|f| f.unfilled()), Some(vec![]));
     }
 
     #[test]

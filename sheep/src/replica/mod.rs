@@ -216,7 +216,7 @@ impl Replica {
         self.store.create(key, size).map_err(|e| self.status(e))?;
         if let Role::CatchingUp(since) = role {
             let mut fills = self.fills.lock();
-            fill_of(&mut fills, key, since).created((key.oid, key.birth));
+            fill_of(&mut fills, key, since)?.created((key.oid, key.birth));
         }
         Ok(())
     }
@@ -261,7 +261,7 @@ impl Replica {
         let mut may_gap = false;
         if let Role::CatchingUp(since) = role {
             let mut fills = self.fills.lock();
-            let fill = fill_of(&mut fills, key, since);
+            let fill = fill_of(&mut fills, key, since)?;
             may_gap = !fill.admitting;
             let kept = || Kept { request: *request, data: data.clone(), crcs: crcs.clone() };
             if fill.arrive(object, version, kept) == fill::Arrival::Deferred {
@@ -271,7 +271,7 @@ impl Replica {
         match self.apply(gate, key, request, data, crcs) {
             Err(Status::Gap | Status::NotFound) if may_gap => {
                 if let Role::CatchingUp(since) = role {
-                    fill_of(&mut self.fills.lock(), key, since).gap(object, version);
+                    fill_of(&mut self.fills.lock(), key, since)?.gap(object, version);
                 }
                 Ok(WriteReply { version: request.version, deferred: true })
             }
@@ -358,7 +358,7 @@ impl Replica {
         let _slot = self.slot_gate(key.slot).read();
         let state = self.view.state();
         if let Role::CatchingUp(since) = self.check(&state, fence, Some((key.copies, key.slot)))? {
-            fill_of(&mut self.fills.lock(), key, since).removed((key.oid, key.birth));
+            fill_of(&mut self.fills.lock(), key, since)?.removed((key.oid, key.birth));
         }
         self.remove_copy(key)
     }
@@ -517,20 +517,60 @@ impl Replica {
         Ok(reply)
     }
 
-    /// Runs `f` on the slot's fill, made anew if the node has begun to catch up since.
+    /// Runs `f` on the slot's fill for a time of catching up; `None` if there has been a later one.
     pub(crate) fn with_fill<T>(
         &self,
         copies: Copies,
         slot: SlotIndex,
         since: u64,
         f: impl FnOnce(&mut SlotFill) -> T,
-    ) -> T {
-        f(self.fills.lock().entry((copies, slot)).or_default().at(since))
+    ) -> Option<T> {
+        self.fills.lock().entry((copies, slot)).or_default().at(since).map(f)
     }
 
-    /// Drops a slot's fill: the slot has been admitted, or is no longer ours.
-    pub(crate) fn drop_fill(&self, copies: Copies, slot: SlotIndex) {
-        self.fills.lock().remove(&(copies, slot));
+    /// Drops a slot's fill for a time of catching up that is over, and any earlier one.
+    pub(crate) fn drop_fill(&self, copies: Copies, slot: SlotIndex, since: u64) {
+        let mut fills = self.fills.lock();
+        if fills.get(&(copies, slot)).is_some_and(|fill| fill.since <= since) {
+            fills.remove(&(copies, slot));
+        }
+    }
+
+    /// Runs `f` in an object's lane, if the node still catches up since then: what comes from a source may otherwise
+    /// take the place of what was written here afterwards. Cancel-safe: `f` runs, or it does not.
+    pub(crate) async fn while_catching_up<T: Send + 'static>(
+        self: &Arc<Self>,
+        key: ObjectKey,
+        since: u64,
+        f: impl FnOnce(&Self) -> Result<T, Status> + Send + 'static,
+    ) -> Result<T, Status> {
+        let (done, result) = tokio::sync::oneshot::channel();
+        let replica = self.clone();
+        self.lanes.submit(key, false, move || {
+            let role = replica.role(&replica.view.state(), key.copies, key.slot);
+            let outcome = if role == Role::CatchingUp(since) { f(&replica) } else { Err(Status::Busy) };
+            _ = done.send(outcome);
+        });
+        result.await.unwrap_or(Err(Status::Stopping))
+    }
+
+    /// Drops up to `limit` objects of a slot that this node has no part in; whether that was all. Blocks.
+    pub(crate) fn drop_slot(
+        &self,
+        copies: Copies,
+        slot: SlotIndex,
+        limit: usize,
+    ) -> Result<bool, store::Error> {
+        // Whoever creates or writes here from now on does so under the newest state.
+        let _gate = self.slot_gate(slot).write();
+        let state = self.view.state();
+        let Some(config) = state.slot(copies, slot) else { return Ok(true) };
+        // On record in any way, by this session or an earlier one, means that it may still count.
+        if config.is_on_record(self.me.session().node) || !state.has_live_copy(config) {
+            return Ok(true);
+        }
+        self.drop_fill(copies, slot, config.version);
+        self.store.remove_slot(copies, slot, limit)
     }
 
     /// Forgets how far one VDI's objects have come in all slots that catch up.
@@ -543,8 +583,8 @@ fn fill_of<'a>(
     fills: &'a mut HashMap<(Copies, SlotIndex), SlotFill>,
     key: &ObjectKey,
     since: u64,
-) -> &'a mut SlotFill {
-    fills.entry((key.copies, key.slot)).or_default().at(since)
+) -> Result<&'a mut SlotFill, Status> {
+    fills.entry((key.copies, key.slot)).or_default().at(since).ok_or(Status::Busy)
 }
 
 /// An object's store key; refused where the wire's numbers are out of range.

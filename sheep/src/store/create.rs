@@ -131,11 +131,15 @@ impl LocalStore {
         Ok(removed)
     }
 
-    /// Removes all objects of a slot. What a crash leaves of it are whole objects.
-    pub fn remove_slot(&self, copies: Copies, slot: SlotIndex) -> Result<(), Error> {
+    /// Removes up to `limit` objects of a slot; whether those were all. What a crash leaves of it are whole objects.
+    pub fn remove_slot(&self, copies: Copies, slot: SlotIndex, limit: usize) -> Result<bool, Error> {
         self.check_alive()?;
-        let Some(dir) = self.slot_dir(copies, slot) else { return Ok(()) };
+        let Some(dir) = self.slot_dir(copies, slot) else { return Ok(true) };
         let keys = super::open::list_keys(&*self.fs, &dir.path, copies, slot)?;
+        let mut keys: Vec<ObjectKey> = keys.into_iter().collect();
+        keys.sort_unstable();
+        let all = keys.len() <= limit;
+        keys.truncate(limit);
         for key in &keys {
             self.unlink(key, &dir)?;
         }
@@ -143,7 +147,7 @@ impl LocalStore {
         for key in &keys {
             self.intents.forget(key);
         }
-        Ok(())
+        Ok(all)
     }
 
     /// The slot's directory, made durably if need be.

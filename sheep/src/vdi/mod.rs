@@ -7,6 +7,7 @@
 //! | `flush`, `status` | at its owner: making durable; data and holes |
 //! | `object` | one object at its owner: numbering, sending to members, reading |
 //! | `answers` | which members have answered, and under which configuration; pure |
+//! | `confirmed` | how far each member has come with an object's writes |
 //! | `turns` | reads wait for overlapping writes and the reverse |
 //! | `tree`, `map` | the object map and its layout |
 //! | `takeover` | seal and settle before a new owner serves |
@@ -20,6 +21,7 @@
 pub(crate) mod answers;
 pub(crate) mod check;
 pub(crate) mod clients;
+mod confirmed;
 pub(crate) mod context;
 mod flush;
 pub(crate) mod map;

@@ -5,6 +5,8 @@
 //! - A write is done when every member of the slot's *current* configuration has answered; a member that
 //!   does not is waited for until the log removes it.
 //! - Writes of an object go out in the order of their numbers, each naming its predecessor (rule 1).
+//! - While too few are in sync nothing is answered, but what has a number is sent to those who are there: a copy that
+//!   catches up may have it already, and waits for the others to have it too.
 //! - A value read is returned only if the owner's lease held after reading, or every in-sync member has
 //!   confirmed the owner since (rules 7, 8).
 
@@ -26,16 +28,18 @@ use wire::peer::{
 };
 
 use super::answers::Answers;
+use super::confirmed::{Confirmed, Open};
 use super::context::{Failure, LOOK_AGAIN, RETRY_DELAY, Sent};
 use super::owner::{IoFailure, Owner};
 use super::turns::{Access, Turns};
 use crate::cluster::entry::ClusterEntry;
 use crate::cluster::slots::{MemberState, SlotConfig};
+use crate::cluster::state::ClusterState;
 use crate::mutant::{Mutant, planted};
 use crate::replica::{self, key_of};
 use crate::store::Segment;
 
-/// How often a member may miss a predecessor that everyone has confirmed before it is called out of sync.
+/// How often a member may miss a predecessor that has come to its end before it is called out of sync.
 const GAPS_MAX: u32 = 20;
 /// How long a full disk is waited for before trying again.
 const FULL_DELAY: Duration = Duration::from_millis(200);
@@ -47,6 +51,7 @@ pub(crate) struct Object {
     turns: Arc<Turns>,
     /// The version of the last write that was numbered.
     newest: Mutex<Version>,
+    confirmed: Arc<Confirmed>,
 }
 
 /// What a write does to its range.
@@ -67,19 +72,45 @@ impl Change {
 
 impl Object {
     pub(crate) fn new(name: ObjectRef, version: Version) -> Self {
-        Self { name, slot: SlotIndex(name.slot), turns: Arc::default(), newest: Mutex::new(version) }
+        Self {
+            name,
+            slot: SlotIndex(name.slot),
+            turns: Arc::default(),
+            newest: Mutex::new(version),
+            confirmed: Arc::default(),
+        }
     }
+}
+
+/// A numbered write among those of its object.
+struct Place {
+    confirmed: Arc<Confirmed>,
+    predecessor: Version,
+    version: Version,
+    _open: Open,
+}
+
+/// What is sent to members.
+enum Errand {
+    Write(Place),
+    Create,
+    Remove,
 }
 
 type MemberResult = (Session, u64, Result<WriteReply, Failure>);
 
 impl Owner {
-    /// The slot's configuration as requests are to name it, or who is missing.
+    /// Whether enough copies are in sync for writes to be answered.
+    fn is_enough(&self, state: &ClusterState, config: &SlotConfig) -> bool {
+        let in_sync = config.in_state(MemberState::InSync).filter(|m| state.serves(m.session)).count();
+        in_sync >= usize::from(self.min_copies).max(1)
+    }
+
+    /// The slot's configuration, if enough copies are in sync.
     pub(crate) fn config(&self, slot: SlotIndex) -> Result<Option<Arc<SlotConfig>>, IoFailure> {
         let state = self.current()?;
-        let Some(config) = state.slot(self.copies, slot) else { return Ok(None) };
-        let in_sync = config.in_state(MemberState::InSync).filter(|m| state.serves(m.session)).count();
-        Ok((in_sync >= usize::from(self.min_copies).max(1)).then(|| config.clone()))
+        let config = state.slot(self.copies, slot).filter(|config| self.is_enough(&state, config));
+        Ok(config.cloned())
     }
 
     /// As [`Owner::config`], waiting until enough copies are in sync.
@@ -182,10 +213,13 @@ impl Owner {
         };
         let mut sent = Vec::with_capacity(config.members.len());
         let mut message;
+        let place;
         {
             let mut newest = object.newest.lock();
             let (number, stable) = self.stability.begin();
             let version = Version { generation: self.generation, seq: newest.seq + 1 };
+            let confirmed = object.confirmed.clone();
+            place = Place { predecessor: *newest, version, _open: confirmed.begin(version), confirmed };
             message = WriteRequest {
                 fence: self.fence(config.version),
                 object: object.name,
@@ -207,7 +241,7 @@ impl Owner {
         }
         let number = message.number;
         let result = self
-            .all_members(object.slot, sent, false, |to, config| {
+            .all_members(object.slot, sent, Errand::Write(place), |to, config| {
                 message.fence = self.fence(config);
                 self.context.send_write(to, &message, &payload)
             })
@@ -236,16 +270,18 @@ impl Owner {
             let answer = self.context.ask(to, op, meta, Payload::empty());
             Sent::Other(answer.map(|a| a.map(|_| WriteReply::default())).boxed())
         };
-        self.all_members(SlotIndex(name.slot), Vec::new(), op == op::CREATE, send).await.map(drop)
+        let errand = if op == op::CREATE { Errand::Create } else { Errand::Remove };
+        self.all_members(SlotIndex(name.slot), Vec::new(), errand, send).await.map(drop)
     }
 
-    /// Waits until all members of the slot's current configuration have answered under it, sending (again) to
-    /// those that have not; returns them. A full disk is waited for, unless nothing depends on the object yet.
+    /// Waits until all members of the slot's current configuration have answered under it, and enough of them are in
+    /// sync, sending (again) to those that have not; returns them. A full disk is waited for, unless nothing depends
+    /// on the object yet.
     async fn all_members(
         &self,
         slot: SlotIndex,
         sent: Vec<(Session, u64, Sent)>,
-        give_up_when_full: bool,
+        errand: Errand,
         mut send: impl FnMut(Session, u64) -> Sent,
     ) -> Result<Vec<Session>, IoFailure> {
         let mut answers = Answers::default();
@@ -253,10 +289,13 @@ impl Owner {
         let mut pending: FuturesUnordered<BoxFuture<'static, MemberResult>> = FuturesUnordered::new();
         for (session, version, sent) in sent {
             match sent {
-                Sent::Done(Ok(_)) => answers.note(session, version),
+                Sent::Done(Ok(_)) => {
+                    answers.note(session, version);
+                    errand.note(session);
+                }
                 sent => {
                     under_way.push(session);
-                    pending.push(answered_or_rested(session, version, sent).boxed());
+                    pending.push(errand.answered_or_rested(session, version, sent));
                 }
             }
         }
@@ -266,32 +305,37 @@ impl Owner {
         let mut waiting = None;
         loop {
             changes.mark_unchanged();
-            match self.config(slot)? {
-                None => {
-                    waiting.get_or_insert_with(|| self.waiting_for_copies());
+            let state = self.current()?;
+            let config = state.slot(self.copies, slot);
+            let is_enough = config.is_some_and(|config| self.is_enough(&state, config));
+            if let Some(config) = config {
+                let absent = |s: &Session| !state.serves(*s) || under_way.contains(s);
+                let to: Vec<Session> =
+                    config.members.iter().map(|m| m.session).filter(|s| !absent(s)).collect();
+                for session in to.into_iter().filter(|s| !answers.counts(*s, config.version)) {
+                    under_way.push(session);
+                    let sent = send(session, config.version);
+                    pending.push(errand.answered_or_rested(session, config.version, sent));
                 }
-                Some(config) => {
-                    waiting = None;
-                    for member in &config.members {
-                        let (session, version) = (member.session, config.version);
-                        if !answers.counts(session, version) && !under_way.contains(&session) {
-                            under_way.push(session);
-                            let sent = send(session, version);
-                            pending.push(answered_or_rested(session, version, sent).boxed());
-                        }
-                    }
-                    if answers.all_of(&config) {
-                        return Ok(answers.sessions());
-                    }
+                if is_enough && answers.all_of(config) {
+                    return Ok(answers.sessions());
                 }
+            }
+            if is_enough {
+                waiting = None;
+            } else {
+                waiting.get_or_insert_with(|| self.waiting_for_copies());
             }
             tokio::select! {
                 // Cancel-safe: `next` only takes what is ready, `changed` only marks as seen.
                 Some((session, version, result)) = pending.next(), if !pending.is_empty() => {
                     under_way.retain(|s| *s != session);
                     match result {
-                        Ok(_) => answers.note(session, version),
-                        Err(Failure::Status(Status::NoSpace)) if give_up_when_full => {
+                        Ok(_) => {
+                            answers.note(session, version);
+                            errand.note(session);
+                        }
+                        Err(Failure::Status(Status::NoSpace)) if matches!(errand, Errand::Create) => {
                             return Err(IoFailure::NoSpace);
                         }
                         Err(Failure::Status(status @ (Status::Gap | Status::NotFound | Status::Damaged))) => {
@@ -479,17 +523,45 @@ fn replica_is_in_sync(owner: &Owner, object: &Object) -> Result<bool, IoFailure>
     Ok(replica.is_some_and(|r| r.role(&state, owner.copies, object.slot) == replica::Role::InSync))
 }
 
-/// A member's answer; after a refusal or a lost connection only when it makes sense to send again.
-async fn answered_or_rested(session: Session, version: u64, sent: Sent) -> MemberResult {
-    let result = sent.result().await;
-    if let Err(failure) = &result {
-        let delay = match failure {
-            Failure::Status(Status::NoSpace) => FULL_DELAY,
-            _ => RETRY_DELAY,
-        };
-        tokio::time::sleep(delay).await;
+impl Errand {
+    /// A member has done it.
+    fn note(&self, session: Session) {
+        if let Self::Write(place) = self {
+            place.confirmed.note(session, place.version);
+        }
     }
-    (session, version, result)
+
+    /// A member's answer; after a refusal or a lost connection only when it makes sense to send again. Called when it
+    /// has been sent.
+    fn answered_or_rested(
+        &self,
+        session: Session,
+        version: u64,
+        sent: Sent,
+    ) -> BoxFuture<'static, MemberResult> {
+        let before = match self {
+            Self::Write(place) if place.confirmed.is_on_its_way(session, place.predecessor) => {
+                Some((place.confirmed.clone(), place.predecessor))
+            }
+            Self::Write(_) | Self::Create | Self::Remove => None,
+        };
+        let answer = async move {
+            let mut result = sent.result().await;
+            match (&result, before) {
+                (Ok(_), _) => {}
+                (Err(Failure::Status(Status::Gap)), Some((confirmed, predecessor))) => {
+                    // It has overtaken what it follows, and says nothing of what the copy lacks.
+                    result = Err(Failure::Status(Status::Busy));
+                    let answered = confirmed.until(session, predecessor);
+                    _ = tokio::time::timeout(LOOK_AGAIN, answered).await;
+                }
+                (Err(Failure::Status(Status::NoSpace)), _) => tokio::time::sleep(FULL_DELAY).await,
+                (Err(_), _) => tokio::time::sleep(RETRY_DELAY).await,
+            }
+            (session, version, result)
+        };
+        answer.boxed()
+    }
 }
 
 /// The segments of a READ's answer, if it is well formed and its bytes match their checksums.

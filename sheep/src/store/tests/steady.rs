@@ -93,7 +93,7 @@ fn a_slot_and_a_vdi_are_listed_and_a_slot_removed() {
     assert_eq!(store.list_vdi(VdiId(2)).expect("lists").len(), 2);
     assert!(store.remove(&key(1)).expect("removed"));
     assert!(!store.remove(&key(1)).expect("gone"));
-    store.remove_slot(three, SlotIndex(0)).expect("removed");
+    assert!(store.remove_slot(three, SlotIndex(0), 16).expect("removed"));
     drop(store);
     fs.power_cut(1);
     let store = open(&fs);
