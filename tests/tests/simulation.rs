@@ -261,7 +261,9 @@ impl World {
             self.processes.get_mut(&node).expect("known").boot -= 1;
         }
         let spec = self.spec(node);
+        let session = spec.session;
         self.apply(ClusterEntry::Join { node: spec, now_ms: 0 });
+        self.apply(ClusterEntry::Ready { session });
         (0..SLOTS).for_each(|slot| self.settle(slot));
     }
 

@@ -187,6 +187,7 @@ fn status(status: NodeStatus) -> &'static str {
         NodeStatus::Drained => "drained",
         NodeStatus::Out => "out",
         NodeStatus::DiskFailed => "disk failed",
+        NodeStatus::Starting => "starting",
     }
 }
 

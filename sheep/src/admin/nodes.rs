@@ -51,6 +51,7 @@ pub(super) fn status(node: &state::Node, held: Held) -> NodeStatus {
     match node.status {
         state::NodeStatus::Down => NodeStatus::Down,
         state::NodeStatus::Out => NodeStatus::Out,
+        state::NodeStatus::Up if !node.ready && !node.spec.gateway => NodeStatus::Starting,
         state::NodeStatus::Up if node.disk_failed.is_some() => NodeStatus::DiskFailed,
         state::NodeStatus::Up if node.draining && held.any() => NodeStatus::Draining,
         state::NodeStatus::Up if node.draining => NodeStatus::Drained,

@@ -112,6 +112,11 @@ pub enum ClusterEntry {
         /// Which.
         nodes: Vec<NodeId>,
     },
+    /// A session that was let in has caught up with the log, and serves the copies on its disk from now on.
+    Ready {
+        /// Which.
+        session: Session,
+    },
     /// A session's disk failed: its copies no longer count.
     FailDisk {
         /// Whose.

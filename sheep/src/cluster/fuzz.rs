@@ -148,7 +148,8 @@ fn any_entry(source: &mut Source<'_>, now_ms: u64) -> ClusterEntry {
             slots: if source.below(4) == 0 { source.u32() % 1025 } else { SLOTS },
             now_ms,
         },
-        2..=5 => {
+        5 => ClusterEntry::Ready { session: session(source) },
+        2..=4 => {
             let Session { node, start } = session(source);
             ClusterEntry::Join { node: spec(source, node.0, start), now_ms }
         }

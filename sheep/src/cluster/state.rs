@@ -43,6 +43,10 @@ pub struct Node {
     pub status: NodeStatus,
     /// Everything is being moved off it.
     pub draining: bool,
+    /// Its session has caught up with the log since it was let in. Until then its copies count as away: whoever
+    /// writes would wait for it.
+    #[serde(default)]
+    pub ready: bool,
     /// Its disk failed in this session; why.
     pub disk_failed: Option<String>,
     /// When its status changed last, for people.
@@ -321,6 +325,14 @@ impl ClusterState {
             }
             ClusterEntry::Remove { node } => self.remove(index, *node),
             ClusterEntry::Abandon { nodes } => self.abandon(index, nodes),
+            ClusterEntry::Ready { session } => {
+                self.live(*session)?;
+                if let Some(node) = self.nodes.get_mut(&session.node).filter(|n| !n.ready) {
+                    node.ready = true;
+                    self.membership_changed(index, false);
+                }
+                Ok(ClusterReply::Done)
+            }
             ClusterEntry::FailDisk { session, reason } => {
                 self.live(*session)?;
                 if let Some(node) = self.nodes.get_mut(&session.node) {
@@ -400,7 +412,9 @@ impl ClusterState {
         self.format =
             Some(Format { cluster, copies, slots, created_ms: now_ms, feature_level: 1, first_version: 1 });
         for spec in nodes {
-            self.nodes.insert(spec.session.node, members::new_node(spec, now_ms));
+            // They hold nothing yet, and their logs begin with this.
+            let node = Node { ready: true, ..members::new_node(spec, now_ms) };
+            self.nodes.insert(spec.session.node, node);
         }
         self.epoch = Epoch(1);
         self.use_policy(copies);
@@ -449,7 +463,13 @@ impl ClusterState {
         !config.members.is_empty() && !self.has_live_copy(config)
     }
 
-    /// Whether a session is alive and its disk works.
+    /// Whether a session was let in and has not said that it has caught up.
+    pub fn awaits(&self, session: Session) -> bool {
+        let node = self.nodes.get(&session.node).filter(|n| n.live_session() == Some(session));
+        node.is_some_and(|n| !n.ready)
+    }
+
+    /// Whether a session is alive, has caught up with the log, and its disk works.
     pub fn serves(&self, session: Session) -> bool {
         self.live_disk(session.node).is_some_and(|l| l.session == session)
     }
@@ -463,7 +483,8 @@ impl ClusterState {
     /// A node's session, while it is alive and serves the copies on its disk.
     fn live_disk(&self, id: NodeId) -> Option<Live<'_>> {
         let node = self.nodes.get(&id)?;
-        let session = node.live_session().filter(|_| node.disk_failed.is_none() && !node.spec.gateway)?;
+        let serves = node.ready && node.disk_failed.is_none() && !node.spec.gateway;
+        let session = node.live_session().filter(|_| serves)?;
         Some(Live { session, boot: node.spec.boot, reached: &node.spec.reached })
     }
 

@@ -7,18 +7,21 @@ use std::time::Duration;
 use prost::Message;
 use tokio::time::Instant;
 use wire::frame::Payload;
-use wire::id::NodeId;
+use wire::id::{NodeId, Session};
 use wire::peer::{IntroduceMessage, Status, op};
 
 use super::spec::{bytes_of, spec_of};
 use super::{
     DUPLICATE_AFTER, INTRODUCE_EVERY, INTRODUCE_PATIENCE, JOIN_AGAIN, Known, Membership, Ring, reach, removed,
 };
-use crate::cluster::entry::{NodeSpec, Refusal};
+use crate::cluster::entry::{ClusterEntry, NodeSpec, Refusal};
 use crate::cluster::leader::JoinError;
 use crate::cluster::state::ClusterState;
 use crate::machine::wall_ms;
 use crate::peer::{Class, Peers};
+
+/// How long to wait for the log.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
 
 fn unreached_by(message: &IntroduceMessage) -> BTreeSet<NodeId> {
     message.unreached.iter().copied().map(NodeId).collect()
@@ -35,7 +38,12 @@ impl Membership {
             if state.is_live(me) || self.leaving.load(Ordering::SeqCst) {
                 refused_since = None;
                 waits_for = None;
-                ring.view.change(Duration::from_secs(1)).await;
+                if state.awaits(me) {
+                    self.say_ready(ring, me).await;
+                    ring.view.change(JOIN_AGAIN).await;
+                } else {
+                    ring.view.change(Duration::from_secs(1)).await;
+                }
                 continue;
             }
             if let Some(known) = state.node(me.node) {
@@ -84,6 +92,14 @@ impl Membership {
                 _ => refused_since = None,
             }
             ring.view.change(JOIN_AGAIN).await;
+        }
+    }
+
+    /// Once this session's log shows that it was let in, its copies may count: from then on others' writes wait for it.
+    async fn say_ready(&self, ring: &Ring, session: Session) {
+        match ring.log.propose(ClusterEntry::Ready { session }, LOG_PATIENCE).await {
+            Ok((index, _)) => ring.view.reaches(index).await,
+            Err(error) => tracing::debug!(%error, "could not say yet that this node has caught up"),
         }
     }
 

@@ -170,7 +170,9 @@ impl Small {
         }
         node.lease = Lease::Held;
         let node = spec(at, node.start, node.process, node.boot, &node.reached);
+        let session = node.session;
         self.commit(world, &ClusterEntry::Join { node, now_ms: 0 });
+        self.commit(world, &ClusterEntry::Ready { session });
         // What came before is of no use to a session that was not there.
         world.nodes[at].view = (world.log.len() - 1) as u8;
         self.learned(world, at);

@@ -159,6 +159,7 @@ mod tests {
     fn who_was_in_sync_before_goes_on_in_the_place_of_those_who_are_gone() {
         let mut state = founded(2, 2);
         apply(&mut state, 2, &ClusterEntry::Join { node: spec(3, 1, 1), now_ms: 0 });
+        apply(&mut state, 2, &ClusterEntry::Ready { session: spec(3, 1, 1).session });
         let vdi = ClusterEntry::CreateVdi {
             name: "a".parse().expect("a name"),
             size: 512,
@@ -171,6 +172,7 @@ mod tests {
         kill(&mut state, 5, 1);
         kill(&mut state, 6, 2);
         apply(&mut state, 7, &ClusterEntry::Join { node: spec(1, 2, 1), now_ms: 0 });
+        apply(&mut state, 7, &ClusterEntry::Ready { session: spec(1, 2, 1).session });
         assert_eq!(state.awaited(), BTreeSet::from([NodeId(2)]));
         let before = state.vdi(VdiId(1)).expect("created").owner.generation;
         let lost = losses(&state, &[2]);
@@ -199,6 +201,7 @@ mod tests {
     fn others_of_the_set_are_still_waited_for_until_they_are_given_up_too() {
         let mut state = founded(2, 2);
         apply(&mut state, 2, &ClusterEntry::Join { node: spec(3, 1, 1), now_ms: 0 });
+        apply(&mut state, 2, &ClusterEntry::Ready { session: spec(3, 1, 1).session });
         apply(
             &mut state,
             3,
@@ -209,6 +212,7 @@ mod tests {
         assert_eq!(state.awaited(), BTreeSet::from([NodeId(2)]));
         // Its memory is gone, and it is all there is.
         apply(&mut state, 5, &ClusterEntry::Join { node: spec(2, 2, 7), now_ms: 0 });
+        apply(&mut state, 5, &ClusterEntry::Ready { session: spec(2, 2, 7).session });
         assert_eq!(state.awaited(), BTreeSet::new());
         assert!(state.slots().all(|(_, _, config)| state.has_live_copy(config)));
     }

@@ -105,5 +105,12 @@ pub(super) fn has_room(spec: &NodeSpec, others: u64) -> Result<(), Refusal> {
 }
 
 pub(super) fn new_node(spec: &NodeSpec, now_ms: u64) -> Node {
-    Node { spec: spec.clone(), status: NodeStatus::Up, draining: false, disk_failed: None, since_ms: now_ms }
+    Node {
+        spec: spec.clone(),
+        status: NodeStatus::Up,
+        draining: false,
+        ready: false,
+        disk_failed: None,
+        since_ms: now_ms,
+    }
 }

@@ -93,7 +93,7 @@ fn a_second_format_deletes_everything_and_no_id_comes_back() {
     let create =
         ClusterEntry::CreateVdi { name: "a".parse().expect("name"), size: 512, copies: None, now_ms: 0 };
     state.apply_entry(2, &create);
-    state.apply_entry(3, &ClusterEntry::Join { node: spec(2, 2, 1), now_ms: 6 });
+    join(&mut state, 3, spec(2, 2, 1));
     state.apply_entry(4, &ClusterEntry::Acquire { vdi: VdiId(1), session: session(1, 1) });
     let anew = |slots| ClusterEntry::Reformat { copies: copies(2), slots, now_ms: 9 };
     assert_eq!(state.apply_entry(5, &anew(512)), ClusterReply::Refused(Refusal::InUse(NodeId(1))));
@@ -113,6 +113,43 @@ fn a_second_format_deletes_everything_and_no_id_comes_back() {
     assert_eq!(state.apply_entry(10, &create), ClusterReply::Created(VdiId(2)));
 }
 
+/// Lets a node in, which has caught up.
+fn join(state: &mut ClusterState, index: u64, node: NodeSpec) {
+    let session = node.session;
+    assert_eq!(state.apply_entry(index, &ClusterEntry::Join { node, now_ms: 6 }), ClusterReply::Done);
+    assert_eq!(state.apply_entry(index, &ClusterEntry::Ready { session }), ClusterReply::Done);
+}
+
+#[test]
+fn nobody_waits_for_a_node_that_has_not_caught_up_with_the_log() {
+    let mut state = founded(3, 3);
+    assert!(!state.awaits(session(2, 1)), "the log begins with whoever the ring is founded with");
+    state.apply_entry(2, &ClusterEntry::Join { node: spec(2, 2, 1), now_ms: 6 });
+    let members = |state: &ClusterState, s| state.slots().filter(|(.., c)| c.member(s).is_some()).count();
+    assert!(state.is_live(session(2, 2)) && state.awaits(session(2, 2)) && !state.serves(session(2, 2)));
+    assert_eq!((members(&state, session(2, 1)), members(&state, session(2, 2))), (0, 0));
+    assert_eq!(admit_all(&mut state, 3, session(2, 2)), 0);
+    let before = state.epoch();
+    let ready = |state: &mut ClusterState, start| {
+        state.apply_entry(4, &ClusterEntry::Ready { session: session(2, start) })
+    };
+    assert!(matches!(ready(&mut state, 1), ClusterReply::Refused(Refusal::SessionOver(_))));
+    assert_eq!((ready(&mut state, 2), members(&state, session(2, 2))), (ClusterReply::Done, 256));
+    assert_eq!((ready(&mut state, 2), state.epoch().0), (ClusterReply::Done, before.0 + 1), "once");
+    state.validate().expect("valid");
+    assert_eq!(admit_all(&mut state, 5, session(2, 2)), 256);
+}
+
+#[test]
+fn a_lost_set_resumes_when_one_of_it_has_caught_up_with_the_log() {
+    let mut state = founded(1, 1);
+    state.apply_entry(2, &ClusterEntry::Evict { sessions: vec![session(1, 1)], now_ms: 0 });
+    state.apply_entry(3, &ClusterEntry::Join { node: spec(1, 2, 1), now_ms: 6 });
+    assert!(state.slots().all(|(_, _, config)| state.waits(config)));
+    state.apply_entry(4, &ClusterEntry::Ready { session: session(1, 2) });
+    assert_eq!(redundant(&state), 256);
+}
+
 #[test]
 fn a_killed_node_returns_through_catching_up() {
     let mut state = founded(3, 3);
@@ -124,7 +161,7 @@ fn a_killed_node_returns_through_catching_up() {
         state.apply_entry(3, &stale),
         ClusterReply::Refused(Refusal::StartNotHigher { start: 1, seen: 1, .. })
     ));
-    state.apply_entry(4, &ClusterEntry::Join { node: spec(2, 2, 1), now_ms: 6 });
+    join(&mut state, 4, spec(2, 2, 1));
     state.validate().expect("valid");
     assert_eq!(redundant(&state), 0);
     assert_eq!(admit_all(&mut state, 6, session(2, 1)), 0);
@@ -135,7 +172,7 @@ fn a_killed_node_returns_through_catching_up() {
 #[test]
 fn an_admission_found_before_a_change_of_owner_does_not_count() {
     let mut state = founded(3, 3);
-    state.apply_entry(2, &ClusterEntry::Join { node: spec(2, 2, 1), now_ms: 6 });
+    join(&mut state, 2, spec(2, 2, 1));
     let name: VdiName = "a".parse().expect("name");
     state.apply_entry(3, &ClusterEntry::CreateVdi { name, size: 512, copies: None, now_ms: 0 });
     state.apply_entry(9, &ClusterEntry::Acquire { vdi: VdiId(1), session: session(1, 1) });
@@ -216,7 +253,7 @@ fn a_node_goes_only_when_nothing_depends_on_it() {
 #[test]
 fn a_state_survives_encoding() {
     let mut state = founded(3, 2);
-    state.apply_entry(2, &ClusterEntry::Join { node: spec(2, 2, u128::MAX), now_ms: 6 });
+    join(&mut state, 2, spec(2, 2, u128::MAX));
     let name: VdiName = "a".parse().expect("name");
     state.apply_entry(3, &ClusterEntry::CreateVdi { name, size: 512, copies: None, now_ms: 0 });
     let bytes = state.to_bytes();
@@ -235,6 +272,7 @@ enum Step {
     Out(u64),
     Drain(u64, bool),
     Remove(u64),
+    Ready(u64),
     FailDisk(u64),
     AdmitAll(u64),
     Acquire(u64),
@@ -250,6 +288,8 @@ fn step() -> impl Strategy<Value = Step> {
         node.clone().prop_map(Step::Out),
         (node.clone(), any::<bool>()).prop_map(|(n, b)| Step::Drain(n, b)),
         node.clone().prop_map(Step::Remove),
+        node.clone().prop_map(Step::Ready),
+        node.clone().prop_map(Step::Ready),
         node.clone().prop_map(Step::FailDisk),
         node.clone().prop_map(Step::AdmitAll),
         node.prop_map(Step::Acquire),
@@ -280,6 +320,9 @@ proptest! {
                     boots[n as usize] += u128::from(lost_memory);
                     let node = spec(n, starts[n as usize], boots[n as usize]);
                     state.apply_entry(index, &ClusterEntry::Join { node, now_ms: 0 });
+                }
+                Step::Ready(n) => {
+                    state.apply_entry(index, &ClusterEntry::Ready { session: at(n) });
                 }
                 Step::Leave(n) => {
                     state.apply_entry(index, &ClusterEntry::Leave { session: at(n), now_ms: 0 });
@@ -327,7 +370,7 @@ fn who_comes_back_as_a_gateway_has_no_copies() {
     state.validate().expect("valid");
     assert!(state.slots().all(|(_, _, config)| state.waits(config)), "its disk is not served");
     let again = spec(1, 3, 1);
-    assert_eq!(state.apply_entry(4, &ClusterEntry::Join { node: again, now_ms: 0 }), ClusterReply::Done);
+    join(&mut state, 4, again);
     state.validate().expect("valid");
     assert_eq!(redundant(&state), 256, "it is there again, with its memory");
 }

@@ -78,6 +78,10 @@ fn entries_about_members_keep_their_bytes() {
     check(&ClusterEntry::Remove { node: NodeId(0x11) }, b"\x01\x81\xa6Remove\x81\xa4node\x11");
     check(&ClusterEntry::Abandon { nodes: vec![NodeId(0x11)] }, b"\x01\x81\xa7Abandon\x81\xa5nodes\x91\x11");
     check(
+        &ClusterEntry::Ready { session: SESSION },
+        b"\x01\x81\xa5Ready\x81\xa7session\x82\xa4node\x11\xa5start\x12",
+    );
+    check(
         &ClusterEntry::FailDisk { session: SESSION, reason: "why".to_owned() },
         b"\x01\x81\xa8FailDisk\x82\xa7session\x82\xa4node\x11\xa5start\x12\xa6reason\xa3why",
     );
