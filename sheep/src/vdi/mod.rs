@@ -11,6 +11,7 @@
 //! | `turns` | reads wait for overlapping writes and the reverse |
 //! | `tree`, `map` | the object map and its layout |
 //! | `takeover` | seal and settle before a new owner serves |
+//! | `reclaim` | objects that hold nothing leave the map |
 //! | `settle` | which copy is ahead, and what the others lack; pure |
 //! | `clients`, `stability` | who is connected; requests that may come again; pure |
 //! | `check` | compares copies and map, and repairs |
@@ -28,6 +29,7 @@ pub(crate) mod map;
 mod object;
 pub(crate) mod owner;
 pub(crate) mod owners;
+mod reclaim;
 pub(crate) mod requests;
 pub(crate) mod settle;
 pub(crate) mod span;

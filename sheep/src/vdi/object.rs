@@ -49,8 +49,7 @@ pub(crate) struct Object {
     pub(crate) name: ObjectRef,
     pub(crate) slot: SlotIndex,
     turns: Arc<Turns>,
-    /// The version of the last write that was numbered.
-    newest: Mutex<Version>,
+    newest: Mutex<Newest>,
     confirmed: Arc<Confirmed>,
 }
 
@@ -76,10 +75,23 @@ impl Object {
             name,
             slot: SlotIndex(name.slot),
             turns: Arc::default(),
-            newest: Mutex::new(version),
+            newest: Mutex::new(Newest { version, number: 0 }),
             confirmed: Arc::default(),
         }
     }
+
+    /// The number of the last write.
+    pub(crate) fn last_number(&self) -> u64 {
+        self.newest.lock().number
+    }
+}
+
+/// The last write of an object that was numbered.
+#[derive(Debug, Clone, Copy)]
+struct Newest {
+    version: Version,
+    /// Its number among the owner's writes; zero if this owner has written nothing there.
+    number: u64,
 }
 
 /// A numbered write among those of its object.
@@ -217,13 +229,14 @@ impl Owner {
         {
             let mut newest = object.newest.lock();
             let (number, stable) = self.stability.begin();
-            let version = Version { generation: self.generation, seq: newest.seq + 1 };
+            let predecessor = newest.version;
+            let version = Version { generation: self.generation, seq: predecessor.seq + 1 };
             let confirmed = object.confirmed.clone();
-            place = Place { predecessor: *newest, version, _open: confirmed.begin(version), confirmed };
+            place = Place { predecessor, version, _open: confirmed.begin(version), confirmed };
             message = WriteRequest {
                 fence: self.fence(config.version),
                 object: object.name,
-                predecessor: (*newest).into(),
+                predecessor: predecessor.into(),
                 version: version.into(),
                 offset,
                 len,
@@ -233,7 +246,7 @@ impl Owner {
                 stable,
                 inherited_done: self.inherited_done(),
             };
-            *newest = version;
+            *newest = Newest { version, number };
             for member in &config.members {
                 let under_way = self.context.send_write(member.session, &message, &payload);
                 sent.push((member.session, config.version, under_way));

@@ -8,7 +8,7 @@
 //! (shared by requests to an allocated object, exclusive to create or drop it), the tree's `grow`, an
 //! object's turns.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -55,14 +55,14 @@ pub(crate) enum IoFailure {
 }
 
 /// Whether an object exists.
-enum Slot {
+pub(super) enum Slot {
     Unknown,
     Hole,
     There(Arc<Object>),
 }
 
-struct Cell {
-    gate: RwLock<Slot>,
+pub(super) struct Cell {
+    pub(super) gate: RwLock<Slot>,
 }
 
 /// A VDI at its owner.
@@ -84,6 +84,8 @@ pub(crate) struct Owner {
     pub(super) flush_tickets: AtomicU64,
     /// Objects that the map no longer names; removed once that is durable (rule 11).
     pub(super) doomed: Mutex<Vec<ObjectRef>>,
+    /// Objects that may hold nothing any more, by index: see [`super::reclaim`].
+    pub(super) emptied: Mutex<BTreeSet<u64>>,
     /// Client requests that an earlier owner had applied.
     inherited: Mutex<HashMap<(RequestId, ObjectRef, u32), ()>>,
     /// Whether that is all of them.
@@ -139,6 +141,7 @@ impl Owner {
             flush: tokio::sync::Mutex::new(0),
             flush_tickets: AtomicU64::new(0),
             doomed: Mutex::default(),
+            emptied: Mutex::default(),
             inherited: Mutex::default(),
             inherited_all: AtomicBool::new(false),
             inherited_done: AtomicBool::new(false),
@@ -248,6 +251,13 @@ impl Owner {
         !self.inherited_done() && self.inherited.lock().contains_key(&(id, *object, offset))
     }
 
+    /// Whether nothing that an earlier owner applied to an object can be sent again.
+    pub(super) fn inherited_nothing(&self, name: &ObjectRef) -> bool {
+        self.inherited_done()
+            || self.inherited_all.load(Ordering::Acquire)
+                && !self.inherited.lock().keys().any(|(_, object, _)| object == name)
+    }
+
     pub(crate) fn inherited_done(&self) -> bool {
         self.inherited_done.load(Ordering::Acquire)
     }
@@ -290,7 +300,7 @@ impl Owner {
         OwnRequest { owner: self, request }
     }
 
-    fn cell(&self, index: u64) -> Arc<Cell> {
+    pub(super) fn cell(&self, index: u64) -> Arc<Cell> {
         let mut cells = self.cells.lock();
         if let Some(cell) = cells.get(&index) {
             return cell.clone();
@@ -303,7 +313,7 @@ impl Owner {
     }
 
     /// Finds out whether an object exists. With the cell's gate held exclusively.
-    async fn resolve(&self, index: u64, slot: &mut Slot) -> Result<(), IoFailure> {
+    pub(super) async fn resolve(&self, index: u64, slot: &mut Slot) -> Result<(), IoFailure> {
         if matches!(slot, Slot::Unknown) {
             *slot = match self.lookup(index).await? {
                 Some(entry) => Slot::There(Arc::new(self.open_object(self.data_name(index, entry)).await?)),
@@ -457,33 +467,32 @@ impl Owner {
         written
     }
 
+    /// An object that is punched as a whole goes later, by [`super::reclaim`]: with it would go what is known of
+    /// requests that may come again.
     async fn punch_span(&self, span: Span, request: RequestId) -> Result<(), IoFailure> {
+        let whole = span.covers_object(self.size);
+        match self.punch_there(span, request).await {
+            Ok(()) if whole => _ = self.emptied.lock().insert(span.index),
+            // There is no copy to punch, but the map alone says what goes.
+            Err(IoFailure::Io) if whole => self.drop_lost(span.index).await?,
+            punched => punched?,
+        }
+        Ok(())
+    }
+
+    async fn punch_there(&self, span: Span, request: RequestId) -> Result<(), IoFailure> {
+        let change = Change::Zero { len: span.len, punch: true };
         let cell = self.cell(span.index);
-        if !span.covers_object(self.size) {
+        {
             let slot = cell.gate.read().await;
             if let Slot::There(object) = &*slot {
-                let change = Change::Zero { len: span.len, punch: true };
                 return self.write_object(object, span.offset, change, Some(request)).await;
             }
         }
         let mut slot = cell.gate.write().await;
-        if !span.covers_object(self.size) {
-            self.resolve(span.index, &mut slot).await?;
-            let Slot::There(object) = &*slot else { return Ok(()) };
-            let change = Change::Zero { len: span.len, punch: true };
-            return self.write_object(object, span.offset, change, Some(request)).await;
-        }
-        // The map alone says what goes: the object may be lost.
-        let name = match &*slot {
-            Slot::There(object) => Some(object.name),
-            Slot::Hole => None,
-            Slot::Unknown => self.lookup(span.index).await?.map(|entry| self.data_name(span.index, entry)),
-        };
-        let Some(name) = name else { return Ok(()) };
-        self.set_entry(span.index, None).await?;
-        *slot = Slot::Hole;
-        self.doomed.lock().push(name);
-        Ok(())
+        self.resolve(span.index, &mut slot).await?;
+        let Slot::There(object) = &*slot else { return Ok(()) };
+        self.write_object(object, span.offset, change, Some(request)).await
     }
 
     /// Stops taking requests and waits for those under way, at most `patience`. `None` if they did not end.

@@ -131,6 +131,9 @@ impl Owners {
             owner.forget_inherited(|id| {
                 !state.may_return(id.process()) || id.number < owner.clients.answered(id)
             });
+            if let Err(failure) = owner.reclaim().await {
+                tracing::debug!(vdi = %owner.vdi, %failure, "objects that hold nothing stay for now");
+            }
             if owner.has_doomed()
                 && let Err(failure) = owner.flush().await
             {

@@ -21,14 +21,22 @@ impl Stability {
         let number = open.0;
         open.0 += 1;
         open.1.insert(number);
-        let mark = open.1.first().copied().unwrap_or(number);
-        (number, mark)
+        (number, mark(&open))
+    }
+
+    /// Everything below it will never be sent again.
+    pub(crate) fn mark(&self) -> u64 {
+        mark(&self.open.lock())
     }
 
     /// A write will never be sent again.
     pub(crate) fn end(&self, number: u64) {
         self.open.lock().1.remove(&number);
     }
+}
+
+fn mark((next, open): &(u64, BTreeSet<u64>)) -> u64 {
+    open.first().copied().unwrap_or(*next)
 }
 
 #[cfg(test)]
@@ -41,9 +49,10 @@ mod tests {
         assert_eq!(stability.begin(), (1, 1));
         assert_eq!(stability.begin(), (2, 1));
         stability.end(1);
-        assert_eq!(stability.begin(), (3, 2));
+        assert_eq!((stability.mark(), stability.begin()), (2, (3, 2)));
         stability.end(3);
         stability.end(2);
+        assert_eq!(stability.mark(), 4);
         assert_eq!(stability.begin(), (4, 4));
     }
 }

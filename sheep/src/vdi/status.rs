@@ -63,7 +63,7 @@ impl Owner {
     }
 
     /// An object's block table, from this node's own copy if that is in sync.
-    async fn table(&self, name: ObjectRef) -> Result<Vec<BlockEntry>, IoFailure> {
+    pub(super) async fn table(&self, name: ObjectRef) -> Result<Vec<BlockEntry>, IoFailure> {
         let slot = wire::id::SlotIndex(name.slot);
         let state = self.current()?;
         let own = self.context.replica.as_ref();

@@ -311,7 +311,10 @@ impl Owner {
             } else if complete {
                 match compare(&copies, suspects, self.generation) {
                     Finding::Nothing => return Ok(Outcome::Gone),
-                    Finding::Same(_) => return Ok(settled(had)),
+                    Finding::Same(_) => {
+                        self.note_emptied(&object, &copies);
+                        return Ok(settled(had));
+                    }
                     Finding::Touched(version, own) => {
                         had = had.or(Some(version));
                         for copy in &copies {
