@@ -186,6 +186,11 @@ impl LocalStore {
         self.seals.sealed(vdi)
     }
 
+    /// The VDIs for which a generation is sealed.
+    pub fn sealed_vdis(&self) -> Vec<VdiId> {
+        self.seals.vdis()
+    }
+
     /// Drops the seal of a VDI that was deleted; ids are not used twice, so nobody can need it.
     pub fn forget_seal(&self, vdi: VdiId) -> Result<(), Error> {
         self.check_alive()?;

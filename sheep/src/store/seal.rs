@@ -67,6 +67,11 @@ impl Seals {
         self.live.lock().get(&vdi).copied().unwrap_or_default()
     }
 
+    /// All that have a seal.
+    pub(super) fn vdis(&self) -> Vec<VdiId> {
+        self.live.lock().keys().copied().collect()
+    }
+
     pub(super) fn forget(&self, vdi: VdiId) -> Result<(), Error> {
         let ticket = {
             let mut live = self.live.lock();

@@ -118,6 +118,7 @@ fn seals_only_rise_and_are_kept_until_forgotten() {
     let store = open(&fs);
     assert_eq!(store.sealed(VdiId(1)), Generation(5));
     assert_eq!(store.sealed(VdiId(2)), Generation(0));
+    assert_eq!(store.sealed_vdis(), [VdiId(1)]);
 }
 
 #[test]
