@@ -39,12 +39,26 @@ pub(crate) enum Mutant {
     NamesUnsynced,
     /// After a failed sync the store goes on, and so does the next process.
     SyncAgain,
+    /// An object is removed before it is durable that the map no longer names it.
+    DeleteEarly,
+    /// Data is served whatever its checksum says.
+    CrcUnchecked,
+    /// A copy that catches up keeps what its source does not list.
+    KeepUnlisted,
+    /// The ids of deleted VDIs are used again.
+    IdsAgain,
+    /// The objects of deleted VDIs stay.
+    DeletedStays,
+    /// A voter goes before its successor has the log.
+    VotersFirst,
+    /// Requests of all classes share one connection and its budget.
+    OneBudget,
 }
 
 #[cfg(test)]
 impl Mutant {
     /// All of them.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::AckAtOne,
         Self::NoSeal,
         Self::NoLeaseCheck,
@@ -62,6 +76,13 @@ impl Mutant {
         Self::LateWrites,
         Self::NamesUnsynced,
         Self::SyncAgain,
+        Self::DeleteEarly,
+        Self::CrcUnchecked,
+        Self::KeepUnlisted,
+        Self::IdsAgain,
+        Self::DeletedStays,
+        Self::VotersFirst,
+        Self::OneBudget,
     ];
 }
 

@@ -28,6 +28,13 @@ impl View {
         self.applied.borrow().clone()
     }
 
+    /// The newest state, if it includes an entry after `index`.
+    #[cfg(test)]
+    pub(crate) fn newer(&self, index: u64) -> Option<Applied<ClusterState>> {
+        let applied = self.applied.borrow();
+        (applied.index > index).then(|| applied.clone())
+    }
+
     /// A receiver of its own, for waiting on changes.
     pub(crate) fn subscribe(&self) -> watch::Receiver<Applied<ClusterState>> {
         self.applied.clone()

@@ -13,6 +13,7 @@ use wire::hello::{BootId, Hello, HelloReject, PROTOCOL_VERSIONS, RejectCode};
 use wire::id::{ClusterId, NodeId, Session};
 
 use super::*;
+use crate::mutant::{Mutant, plant};
 
 const SERVER: NodeId = NodeId(1);
 const CLIENT: NodeId = NodeId(2);
@@ -403,6 +404,20 @@ async fn a_slow_service_stops_being_read_and_other_classes_go_on() {
     for reply in replies {
         assert_eq!(in_time(reply).await.expect("a reply").status, status::DROPPED);
     }
+}
+
+/// The bug that the test before this one is for, put in on purpose.
+#[tokio::test]
+async fn one_budget_for_all_classes_would_hold_them_all_up() {
+    plant(Some(Mutant::OneBudget));
+    let pair = pair().await;
+    let count = Class::Forward.budget().count;
+    let held: Vec<_> = (0..count).map(|_| pair.start(Class::Forward, op::HOLD, vec![])).collect();
+    pair.service.until("the budget is used up", |s| s.seen(Class::Forward) == count).await;
+    // Without the bug an answer takes a thousandth of this.
+    assert!(tokio::time::timeout(Duration::from_millis(500), pair.echo()).await.is_err(), "an answer");
+    drop(held);
+    plant(None);
 }
 
 #[tokio::test]

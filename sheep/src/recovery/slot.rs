@@ -112,7 +112,7 @@ impl Pass<'_> {
         }
         // What the source does not have was deleted, or never came to be.
         for (name, _) in own {
-            if !self.fill(|fill| fill.is_filled(name))? {
+            if !self.fill(|fill| fill.is_filled(name))? && !planted(Mutant::KeepUnlisted) {
                 self.remove(name).await?;
             }
         }

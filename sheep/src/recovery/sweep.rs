@@ -1,8 +1,12 @@
 //! Drops what this node need not hold any more: slots that moved away, objects of deleted VDIs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use wire::id::VdiId;
+
 use crate::cluster::state::ClusterState;
+use crate::mutant::{Mutant, planted};
 use crate::store::Error;
 
 use super::Recovery;
@@ -27,8 +31,10 @@ impl Recovery {
         for (copies, slot) in store.list_slots() {
             while !self.replica.drop_slot(copies, slot, DROPPED_AT_ONCE)? {}
         }
-        for vdi in store.creators()? {
-            if !state.is_deleted(vdi) {
+        // Whoever was sealed for a VDI need not have any of its objects.
+        let known: BTreeSet<VdiId> = store.creators()?.into_iter().chain(store.sealed_vdis()).collect();
+        for vdi in known {
+            if !state.is_deleted(vdi) || planted(Mutant::DeletedStays) {
                 continue;
             }
             for key in store.list_vdi(vdi)? {
@@ -36,7 +42,7 @@ impl Recovery {
             }
             store.forget_seal(vdi)?;
             self.replica.forget_vdi(vdi);
-            tracing::info!(%vdi, "removed the objects of a deleted VDI");
+            tracing::info!(%vdi, "removed what there was of a deleted VDI");
         }
         Ok(())
     }

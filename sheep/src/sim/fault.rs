@@ -1,11 +1,12 @@
 //! What goes wrong, and when: drawn by chance, one episode after the other, sometimes into each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use rand::Rng;
 
-use super::client::{Desk, VDI};
+use super::directories;
+use super::disks::{Disks, FIRST};
 use super::net::Machine;
 use super::operator;
 use super::world::World;
@@ -64,11 +65,21 @@ pub(super) enum Fault {
     Retire,
     /// Another machine joins.
     Grow,
+    /// A directory as it once was is started on another machine, while it is in use on the first.
+    CopyDir,
+    /// A directory is copied to another machine and goes on there; later the first is started again.
+    MoveDir,
+    /// A bit of an object on a disk flips.
+    Rot,
+    /// A VDI is created.
+    Create,
+    /// A VDI is deleted.
+    Delete,
 }
 
 impl Fault {
     /// All of them.
-    pub(super) const ALL: [Self; 24] = [
+    pub(super) const ALL: [Self; 29] = [
         Self::Kill,
         Self::FastRestart,
         Self::KillLeader,
@@ -93,6 +104,11 @@ impl Fault {
         Self::RollBack,
         Self::Retire,
         Self::Grow,
+        Self::CopyDir,
+        Self::MoveDir,
+        Self::Rot,
+        Self::Create,
+        Self::Delete,
     ];
 }
 
@@ -120,35 +136,52 @@ pub(super) fn faults_for(mutant: Option<Mutant>) -> &'static [Fault] {
             | Mutant::FirstFlushSome
             | Mutant::NamesUnsynced,
         ) => POWER,
+        Some(Mutant::DeleteEarly) => &[Fault::RingPowerLoss],
+        Some(Mutant::CrcUnchecked) => &[Fault::Rot],
+        Some(Mutant::KeepUnlisted) => &[Fault::Kill, Fault::PowerLoss, Fault::RollBack],
+        Some(Mutant::IdsAgain | Mutant::DeletedStays) => {
+            &[Fault::Create, Fault::Delete, Fault::Create, Fault::Delete, Fault::Kill]
+        }
         Some(Mutant::SyncAgain) => &[Fault::SyncError, Fault::Kill, Fault::PowerLoss],
         _ => &Fault::ALL,
     }
 }
 
 /// Makes something go wrong now.
-pub(super) fn strike(world: &mut World, desk: &Desk, fired: &mut Fired, among: &[Fault]) {
+pub(super) fn strike(world: &mut World, disks: &mut Disks, fired: &mut Fired, among: &[Fault]) {
     let fault = among[world.rng.random_range(0..among.len())];
     let victim = match fault {
         Fault::KillLeader => leader(world),
         Fault::KillOwner | Fault::IsolateOwner => owner(world),
+        Fault::CopyDir | Fault::MoveDir => directories::unused(world),
+        // What is rotten at the owner would be served by it.
+        Fault::Rot if world.rng.random() => owner(world),
         _ => None,
     };
     let victim = victim.unwrap_or_else(|| world.rng.random_range(0..world.hosts.len()));
-    if !applies(world, fault, victim) {
+    if !applies(world, disks, fault, victim) {
         return;
     }
     *fired.entry(fault).or_default() += 1;
     world.story.tell(format!("{fault:?} at {victim}"));
-    inflict(world, desk, fault, victim);
+    inflict(world, disks, fault, victim);
 }
 
 /// Whether the fault would change anything, and is one that the ring has to survive.
-fn applies(world: &World, fault: Fault, victim: Machine) -> bool {
+fn applies(world: &World, disks: &Disks, fault: Fault, victim: Machine) -> bool {
     if world.is_deceived() {
         return false;
     }
     if fault == Fault::Grow {
         return world.hosts.iter().any(|h| h.absent);
+    }
+    if fault == Fault::MoveDir
+        || fault == Fault::CopyDir && world.storing().any(|m| directories::is_outdated(world, m))
+    {
+        return directories::can_be_copied_to(world, fault, victim);
+    }
+    if fault == Fault::CopyDir {
+        return world.storing().any(|m| world.is_up(m));
     }
     if world.hosts[victim].absent {
         return false;
@@ -164,6 +197,7 @@ fn applies(world: &World, fault: Fault, victim: Machine) -> bool {
         | Fault::SyncError
         | Fault::Wipe
         | Fault::RollBack
+        | Fault::Rot
             if world.fragile =>
         {
             false
@@ -171,16 +205,22 @@ fn applies(world: &World, fault: Fault, victim: Machine) -> bool {
         Fault::PowerLoss => world.hosts[victim].powered,
         Fault::RingPowerLoss => world.hosts.iter().any(|h| h.powered),
         Fault::Wipe => world.can_lose_disk(victim),
-        Fault::RollBack => world.hosts[victim].backup.is_none() || can_roll_back(world, victim),
+        Fault::RollBack => world.hosts[victim].backup.is_none() || directories::can_roll_back(world, victim),
         Fault::Retire => world.can_lose_disk(victim) && operator::can_retire(world, victim),
         Fault::FullDisk => true,
+        // What is lost of it on one machine must be there on another.
+        Fault::Rot => {
+            world.can_lose_disk(victim) && world.running(victim).is_some_and(|r| r.replica.is_some())
+        }
+        Fault::Create => disks.can_create(),
+        Fault::Delete => disks.can_delete(),
         Fault::StorageRestart => world.storing().any(|m| world.is_up(m)),
         Fault::Stop => world.running(victim).is_some() && world.hosts[victim].stopped_until.is_none(),
         _ => world.is_up(victim),
     }
 }
 
-fn inflict(world: &mut World, desk: &Desk, fault: Fault, victim: Machine) {
+fn inflict(world: &mut World, disks: &mut Disks, fault: Fault, victim: Machine) {
     let all = world.hosts.len();
     let for_ms = |world: &mut World, least, most| Duration::from_millis(world.rng.random_range(least..most));
     match fault {
@@ -203,7 +243,7 @@ fn inflict(world: &mut World, desk: &Desk, fault: Fault, victim: Machine) {
             let time = for_ms(world, 100, 6_000);
             world.stand_still(victim, time);
         }
-        Fault::PowerLoss => lose_power(world, desk, &[victim]),
+        Fault::PowerLoss => lose_power(world, disks, &[victim]),
         Fault::PowerLossMidway => {
             let calls = world.rng.random_range(0..60);
             world.hosts[victim].halt_disk_after(calls);
@@ -216,7 +256,7 @@ fn inflict(world: &mut World, desk: &Desk, fault: Fault, victim: Machine) {
                 world.hosts[machine].back_at = Some(world.now + away);
             }
         }
-        Fault::RingPowerLoss => lose_power(world, desk, &(0..all).collect::<Vec<_>>()),
+        Fault::RingPowerLoss => lose_power(world, disks, &(0..all).collect::<Vec<_>>()),
         Fault::Isolate | Fault::IsolateOwner => (0..all).for_each(|m| both_ways(world, m, victim)),
         Fault::Split => {
             let side: Vec<bool> = (0..all).map(|_| world.rng.random()).collect();
@@ -263,31 +303,27 @@ fn inflict(world: &mut World, desk: &Desk, fault: Fault, victim: Machine) {
                 let away = for_ms(world, 1, 3_000);
                 world.hosts[victim].back_at = Some(world.now + away);
             }
-            None => {
-                // A process later it will be older than what the others have seen of it.
-                let session = world.running(victim).map(|r| r.process());
-                world.hosts[victim].backup = session.map(|s| (world.hosts[victim].drive().copy(), s));
-                world.kill(victim);
-                let away = for_ms(world, 1, 100);
-                world.hosts[victim].back_at = Some(world.now + away);
-            }
+            None => directories::back_up(world, victim),
         },
         Fault::Retire => operator::retire(world, victim),
+        Fault::CopyDir if !world.storing().any(|m| directories::is_outdated(world, m)) => {
+            let up: Vec<Machine> = world.storing().filter(|m| world.is_up(*m)).collect();
+            let of = up[world.rng.random_range(0..up.len())];
+            directories::back_up(world, of);
+        }
+        Fault::CopyDir | Fault::MoveDir => directories::copy_directory(world, disks, fault, victim),
+        Fault::Rot => {
+            heal(world);
+            operator::rot(world, victim);
+        }
+        Fault::Create => disks.create(world),
+        Fault::Delete => disks.delete(world),
         Fault::Grow => {
             if let Some(machine) = world.hosts.iter().position(|h| h.absent) {
                 world.power_on(machine);
             }
         }
     }
-}
-
-/// Whether a machine's directory may go back to its backup: the others have seen a later process of the node.
-fn can_roll_back(world: &World, victim: Machine) -> bool {
-    let backup = world.hosts[victim].backup.as_ref().map(|(_, session)| *session);
-    let later = |r: super::process::Running| {
-        backup.is_some_and(|s| r.process().node == s.node && r.process().start > s.start)
-    };
-    world.can_lose_disk(victim) && world.running(victim).is_some_and(later)
 }
 
 fn both_ways(world: &World, a: Machine, b: Machine) {
@@ -298,18 +334,18 @@ fn both_ways(world: &World, a: Machine, b: Machine) {
 }
 
 /// Machines whose disks have stopped in the middle lose their power now, and disks that fail have consequences.
-pub(super) fn finish(world: &mut World, desk: &Desk) {
+pub(super) fn finish(world: &mut World, disks: &Disks) {
     let halted: Vec<Machine> = (0..world.hosts.len()).filter(|m| world.hosts[*m].has_halted()).collect();
     if !halted.is_empty() {
         world.story.tell(format!("the power goes in the middle at {halted:?}"));
-        lose_power(world, desk, &halted);
+        lose_power(world, disks, &halted);
     }
     for machine in 0..world.hosts.len() {
         let failed = world.hosts[machine].drive().sync_has_failed();
         if failed && !world.hosts[machine].doubted {
             world.hosts[machine].doubted = true;
             world.story.tell(format!("a sync fails at {machine}"));
-            judge(world, desk);
+            judge(world, disks);
         }
         let out = || world.known.as_ref()?.node(world.hosts[machine].node?)?.disk_failed.clone();
         if world.hosts[machine].repair_at.is_none() && (failed || world.is_up(machine) && out().is_some()) {
@@ -319,7 +355,7 @@ pub(super) fn finish(world: &mut World, desk: &Desk) {
         if world.hosts[machine].repair_at.is_some_and(|at| at <= world.now) {
             world.hosts[machine].repair_at = None;
             world.story.tell(format!("somebody starts machine {machine} again, whose disk failed"));
-            lose_power(world, desk, &[machine]);
+            lose_power(world, disks, &[machine]);
         }
     }
     if world.fragile && world.gone.is_empty() && world.is_whole() {
@@ -328,7 +364,7 @@ pub(super) fn finish(world: &mut World, desk: &Desk) {
 }
 
 /// Cuts the power of machines at one moment.
-fn lose_power(world: &mut World, desk: &Desk, victims: &[Machine]) {
+fn lose_power(world: &mut World, disks: &Disks, victims: &[Machine]) {
     for victim in victims.iter().copied() {
         if world.hosts[victim].absent {
             continue;
@@ -339,15 +375,15 @@ fn lose_power(world: &mut World, desk: &Desk, victims: &[Machine]) {
         let away = Duration::from_millis(world.rng.random_range(500..6_000));
         world.hosts[victim].back_at = Some(world.now + away);
     }
-    judge(world, desk);
+    judge(world, disks);
 }
 
-/// Where a slot has nobody left who still has what was in sync, the oracle is told what may be gone: all that was
+/// Where a slot has nobody left who still has what was in sync, the oracles are told what may be gone: all that was
 /// not flushed, or, where an eligible one still has what was acknowledged, what was seen besides.
-fn judge(world: &World, desk: &Desk) {
+pub(super) fn judge(world: &World, disks: &Disks) {
     let Some(state) = world.known.clone() else { return };
-    let (mut blurred, mut ruined) = (false, false);
-    for (_, _, config) in state.slots() {
+    let (mut blurred, mut ruined) = (BTreeSet::new(), BTreeSet::new());
+    for (copies, _, config) in state.slots() {
         let mut in_sync = config.members.iter().filter(|m| m.state == MemberState::InSync);
         let kept = in_sync.any(|m| {
             let spec = state.node(m.session.node).map(|n| &n.spec).filter(|s| s.session == m.session);
@@ -361,15 +397,27 @@ fn judge(world: &World, desk: &Desk) {
             };
             let mut eligible = config.eligible.iter().filter(|e| world.keeps(e.node, e.boot));
             let eligible = eligible.any(|e| e.since == 0 || unknown(e.since));
-            (blurred, ruined) = (blurred || eligible, ruined || !eligible);
+            if eligible {
+                blurred.insert(copies)
+            } else {
+                ruined.insert(copies)
+            };
         }
     }
-    if ruined {
-        world.story.tell("nobody has kept all that was acknowledged");
-        desk.oracle.lock().ruined();
-    } else if blurred {
-        world.story.tell("nobody has kept all that was in sync, but somebody all that was acknowledged");
-        desk.oracle.lock().blurred();
+    for copies in &ruined {
+        world.story.tell(format!("nobody has kept all that was acknowledged, of {copies} copies"));
+    }
+    for copies in blurred.difference(&ruined) {
+        world.story.tell(format!(
+            "nobody has kept all that was in sync, but somebody all that was acknowledged, of {copies} copies"
+        ));
+    }
+    for disk in disks.there() {
+        if ruined.contains(&disk.copies) {
+            disk.oracle.lock().ruined();
+        } else if blurred.contains(&disk.copies) {
+            disk.oracle.lock().blurred();
+        }
     }
 }
 
@@ -404,6 +452,6 @@ fn leader(world: &World) -> Option<Machine> {
 
 fn owner(world: &World) -> Option<Machine> {
     let state = world.state()?;
-    let owner = state.vdi_named(&VDI.parse().ok()?)?.owner.session?;
+    let owner = state.vdi_named(&FIRST.parse().ok()?)?.owner.session?;
     (0..world.hosts.len()).find(|m| world.running(*m).is_some_and(|r| r.node == owner.node))
 }

@@ -210,10 +210,9 @@ impl Wires {
         let state = &mut *self.0.lock();
         state.now = now;
         state.connect();
-        let numbers: Vec<u64> = state.connections.keys().copied().collect();
-        for number in numbers {
-            state.carry(number);
-        }
+        let mut connections = std::mem::take(&mut state.connections);
+        connections.retain(|number, ends| state.carry(*number, ends));
+        state.connections = connections;
     }
 }
 
@@ -260,15 +259,12 @@ impl State {
         }
     }
 
-    fn carry(&mut self, number: u64) {
-        let Some(mut ends) = self.connections.remove(&number) else { return };
+    /// What is due on a connection arrives. Whether there still is one.
+    fn carry(&mut self, number: u64, ends: &mut [End; 2]) -> bool {
         for side in [0, 1] {
-            self.carry_from(number, &mut ends, side);
+            self.carry_from(number, ends, side);
         }
-        if ends.iter().all(End::is_over) {
-            return;
-        }
-        self.connections.insert(number, ends);
+        !ends.iter().all(End::is_over)
     }
 
     /// What `side` has sent arrives at the other, or `side` gives up.
@@ -298,11 +294,9 @@ impl State {
         let mut arrived = false;
         while let Some(piece) = sender.sent.front().filter(|p| p.due <= self.now) {
             arrived = true;
-            let mut what = self.trace.to_le_bytes().to_vec();
-            what.extend((self.now.as_micros() as u64).to_le_bytes());
-            what.extend(number.to_le_bytes());
-            what.extend(&piece.bytes);
-            self.trace = crc32c::crc32c(&what);
+            let when = crc32c::crc32c_append(self.trace, &(self.now.as_micros() as u64).to_le_bytes());
+            let where_to = crc32c::crc32c_append(when, &number.to_le_bytes());
+            self.trace = crc32c::crc32c_append(where_to, &piece.bytes);
             self.delivered += 1;
             if let Some(piece) = sender.sent.pop_front() {
                 sender.sent_bytes -= piece.bytes.len();
@@ -493,8 +487,11 @@ impl AsyncRead for Reading {
         let read = self.0.with(|end| {
             if !end.inbox.is_empty() {
                 let len = end.inbox.len().min(buf.remaining());
-                let bytes: Vec<u8> = end.inbox.drain(..len).collect();
-                buf.put_slice(&bytes);
+                let (first, second) = end.inbox.as_slices();
+                let split = len.min(first.len());
+                buf.put_slice(&first[..split]);
+                buf.put_slice(&second[..len - split]);
+                end.inbox.drain(..len);
                 return Poll::Ready(Ok(()));
             }
             match end.error {

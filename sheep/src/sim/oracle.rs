@@ -21,7 +21,7 @@ pub(super) const SECTOR: usize = 512;
 /// The order of events.
 pub(super) type Moment = u64;
 
-/// Which write a value is of; 0 stands for zeros, whoever wrote them.
+/// Which write of which VDI a value is of; 0 stands for zeros, whoever wrote them.
 pub(super) type Stamp = u64;
 
 #[derive(Debug, Clone)]
@@ -81,7 +81,7 @@ impl Write {
     }
 }
 
-/// All sectors of one VDI.
+/// All sectors of one VDI, and what was promised of them.
 pub(super) struct Oracle {
     now: Moment,
     losses: Losses,
@@ -102,22 +102,32 @@ pub(super) struct Counts {
     pub(super) blurs: u64,
 }
 
+impl Counts {
+    pub(super) fn add(&mut self, other: Self) {
+        self.writes += other.writes;
+        self.reads += other.reads;
+        self.flushes += other.flushes;
+        self.ruins += other.ruins;
+        self.blurs += other.blurs;
+    }
+}
+
 /// A write under way.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Begun {
     pub(super) stamp: Stamp,
     from: Moment,
-    first: u64,
-    count: u64,
+    sectors: Vec<u64>,
 }
 
 impl Oracle {
-    pub(super) fn new() -> Self {
+    /// Of a VDI with a number of its own, from which its values follow.
+    pub(super) fn new(vdi: u64) -> Self {
         Self {
             now: 1,
             losses: Losses::default(),
             sectors: BTreeMap::new(),
-            next_stamp: 1,
+            next_stamp: vdi << 32 | 1,
             counts: Counts::default(),
             broken: Vec::new(),
         }
@@ -135,22 +145,26 @@ impl Oracle {
     }
 
     /// A write is sent; of zeros if `zeros`.
-    pub(super) fn write(&mut self, first: u64, count: u64, zeros: bool, by: Option<Attached>) -> Begun {
+    pub(super) fn write(
+        &mut self,
+        sectors: impl IntoIterator<Item = u64>,
+        zeros: bool,
+        by: Option<Attached>,
+    ) -> Begun {
         let from = self.moment();
         let stamp = if zeros { 0 } else { self.next_stamp };
         self.next_stamp += 1;
-        for index in first..first + count {
-            self.sector(index).push(Write::new(stamp, from, by));
-        }
-        Begun { stamp, from, first, count }
+        let sectors: Vec<u64> = sectors.into_iter().collect();
+        sectors.iter().for_each(|index| self.sector(*index).push(Write::new(stamp, from, by)));
+        Begun { stamp, from, sectors }
     }
 
     /// A write is acknowledged; with `fua` it is durable too.
     pub(super) fn acknowledge(&mut self, begun: &Begun, fua: bool) {
         let now = self.moment();
         self.counts.writes += 1;
-        for index in begun.first..begun.first + begun.count {
-            let own = self.sector(index).iter_mut().find(|w| w.from == begun.from);
+        for index in &begun.sectors {
+            let own = self.sector(*index).iter_mut().find(|w| w.from == begun.from);
             if let Some(write) = own {
                 write.acknowledged = Some(now);
                 write.flushed = fua.then_some(now);
@@ -246,7 +260,7 @@ mod tests {
     use super::*;
 
     fn done(oracle: &mut Oracle, fua: bool) -> Stamp {
-        let begun = oracle.write(7, 1, false, None);
+        let begun = oracle.write([7], false, None);
         oracle.acknowledge(&begun, fua);
         begun.stamp
     }
@@ -259,7 +273,7 @@ mod tests {
 
     #[test]
     fn an_acknowledged_write_is_there_and_what_was_before_is_not() {
-        let mut oracle = Oracle::new();
+        let mut oracle = Oracle::new(1);
         assert_eq!(read(&mut oracle, 0), 0);
         let one = done(&mut oracle, false);
         assert_eq!(read(&mut oracle, 0), 1);
@@ -270,9 +284,9 @@ mod tests {
 
     #[test]
     fn an_unacknowledged_write_happens_at_most_once() {
-        let mut oracle = Oracle::new();
+        let mut oracle = Oracle::new(1);
         let one = done(&mut oracle, false);
-        let two = oracle.write(7, 1, false, None).stamp;
+        let two = oracle.write([7], false, None).stamp;
         assert_eq!(read(&mut oracle, one), 0);
         assert_eq!(read(&mut oracle, two), 0);
         assert_eq!(read(&mut oracle, one), 1, "flips back");
@@ -283,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_ruin_takes_back_what_was_not_flushed_and_no_more() {
-        let mut oracle = Oracle::new();
+        let mut oracle = Oracle::new(1);
         let one = done(&mut oracle, false);
         let from = oracle.moment();
         oracle.flushed(from);
@@ -301,25 +315,25 @@ mod tests {
 
     #[test]
     fn what_a_client_sent_before_it_attached_again_happens_no_more() {
-        let mut oracle = Oracle::new();
+        let mut oracle = Oracle::new(1);
         let by = |generation| Some(Attached { client: 1, generation });
-        let late = oracle.write(7, 1, false, by(1)).stamp;
-        let other = oracle.write(7, 1, false, None).stamp;
+        let late = oracle.write([7], false, by(1)).stamp;
+        let other = oracle.write([7], false, None).stamp;
         oracle.attached(Attached { client: 1, generation: 2 });
         let one = done(&mut oracle, false);
         assert_eq!(read(&mut oracle, late), 1, "another was acknowledged");
         assert_eq!(read(&mut oracle, one), 0);
         assert_eq!(read(&mut oracle, other), 0, "without a name it may happen whenever");
-        let early = oracle.write(7, 1, false, by(2)).stamp;
+        let early = oracle.write([7], false, by(2)).stamp;
         oracle.attached(Attached { client: 1, generation: 3 });
         assert_eq!(read(&mut oracle, early), 0, "it happened before");
     }
 
     #[test]
     fn a_blur_takes_back_what_was_only_seen() {
-        let mut oracle = Oracle::new();
+        let mut oracle = Oracle::new(1);
         let one = done(&mut oracle, false);
-        let two = oracle.write(7, 1, false, None).stamp;
+        let two = oracle.write([7], false, None).stamp;
         assert_eq!(read(&mut oracle, two), 0);
         oracle.blurred();
         assert_eq!(read(&mut oracle, 0), 1, "another was acknowledged");

@@ -22,7 +22,7 @@ use crate::admin::Host as _;
 use crate::cluster::clock::Clock;
 use crate::cluster::view::View;
 use crate::config::{ClusterConfig, Config, LogConfig, NbdConfig, NodeConfig, Timing};
-use crate::gateway::{Gateway, NbdExports};
+use crate::gateway::Gateway;
 use crate::introduce::Seeds;
 use crate::machine::blocking;
 use crate::membership::Ring;
@@ -39,12 +39,14 @@ use wire::policy::Copies;
 const MESH: u16 = 7001;
 const ADMIN: u16 = 7000;
 /// The directory of every node, on its own machine's disk.
-const DIR: &str = "/sheep";
+pub(super) const DIR: &str = "/sheep";
 
 /// What a process shows once it runs.
 #[derive(Clone)]
 pub(super) struct Running {
     pub(super) node: NodeId,
+    /// The session with which the process began.
+    pub(super) process: Session,
     pub(super) host: Arc<NodeHost>,
     pub(super) ring: Arc<Ring>,
     pub(super) gateway: Arc<Gateway>,
@@ -53,18 +55,8 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// The session with which the process began.
-    pub(super) fn process(&self) -> Session {
-        let spec = self.host.spec();
-        Session { node: spec.session.node, start: spec.process }
-    }
-
     pub(super) fn view(&self) -> &View {
         &self.ring.view
-    }
-
-    pub(super) fn exports(&self) -> NbdExports {
-        NbdExports { gateway: self.gateway.clone() }
     }
 }
 
@@ -94,6 +86,7 @@ pub(super) struct Plan {
     pub(super) drift: i64,
     pub(super) copies: u8,
     pub(super) gateway_only: bool,
+    pub(super) zone: Option<String>,
 }
 
 /// The boot clock of a machine.
@@ -139,6 +132,11 @@ impl Process {
     /// What runs, once it does.
     pub(super) fn running(&self) -> Option<Running> {
         self.progress.lock().running.clone()
+    }
+
+    /// Looks at what runs, once it does.
+    pub(super) fn look<T>(&self, at: impl FnOnce(&Running) -> T) -> Option<T> {
+        self.progress.lock().running.as_ref().map(at)
     }
 
     /// Why it has ended, if it has.
@@ -187,8 +185,10 @@ async fn live(plan: Plan, shown: &Mutex<Progress>) -> String {
         Err(error) => return error.to_string(),
     };
     core.tasks.spawn(answer_seeds(plan.card.clone(), plan.machine, core.service.clone()));
+    let node = core.me.session().node;
     shown.lock().running = Some(Running {
-        node: core.me.session().node,
+        node,
+        process: Session { node, start: core.host.spec().process },
         host: core.host.clone(),
         ring: core.ring.clone(),
         gateway: core.gateway.clone(),
@@ -213,7 +213,7 @@ fn config(plan: &Plan) -> Config {
             port_offset: 1,
             seeds: seeds.map(seed).collect(),
         },
-        node: NodeConfig { gateway: plan.gateway_only, zone: None, vnodes: 16 },
+        node: NodeConfig { gateway: plan.gateway_only, zone: plan.zone.clone(), vnodes: 16 },
         copies: Copies::new(plan.copies.into()).expect("a few copies"),
         log: LogConfig { level: crate::cli::LogLevel::Info, format: crate::cli::LogFormat::Text },
         nbd: NbdConfig { tcp: None, socket: None },

@@ -1,6 +1,5 @@
 //! One seed: a ring is founded, clients work, things go wrong, all is healed, and everything is looked at.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,15 +7,17 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rand::Rng;
 
-use super::client::{Client, Desk, SIZE, VDI};
+use super::client::{Client, Desk};
+use super::disks::Disks;
 use super::fault::{self, Fault, Fired};
+use super::last_look;
 use super::net::Machine;
 use super::operator;
-use super::oracle::{Attached, Counts, Oracle};
-use super::world::{Size, Story, World};
+use super::oracle::{Attached, Counts};
+use super::story::Story;
+use super::world::{Size, World};
 use crate::admin::Host as _;
-use crate::cluster::entry::{ClusterEntry, ClusterReply};
-use crate::machine::{simulated, wall_ms};
+use crate::machine::simulated;
 use crate::mutant::{Mutant, plant};
 use wire::policy::Copies;
 
@@ -35,6 +36,10 @@ pub(super) struct Outcome {
     pub(super) broken: Vec<String>,
     pub(super) fired: Fired,
     pub(super) counts: Counts,
+    /// How often the membership changed three times while some copy caught up.
+    pub(super) epochs_in_recovery: u64,
+    /// What the last look found to be there for nobody.
+    pub(super) left_over: u64,
     /// Checksums of the story and of everything on the network.
     pub(super) trace: (u32, u32, u64),
     pub(super) time: Duration,
@@ -66,8 +71,7 @@ pub(super) fn run(seed: u64, mutant: Option<Mutant>, aloud: bool) -> Outcome {
         _ = std::panic::take_hook();
         outcome.broken.extend(panics.lock().drain(..));
         outcome.time = story.time();
-        let (crc, _) = story.sum();
-        outcome.trace.0 = crc;
+        outcome.trace.0 = story.sum();
         for line in &outcome.broken {
             story.tell(format!("BROKEN {line}"));
         }
@@ -79,8 +83,7 @@ pub(super) fn run(seed: u64, mutant: Option<Mutant>, aloud: bool) -> Outcome {
 
 struct Simulation {
     world: World,
-    desk: Desk,
-    copies: Copies,
+    disks: Disks,
     clients: Vec<Seat>,
     working: bool,
 }
@@ -102,6 +105,7 @@ impl Simulation {
             machines: [3, 3, 3, 4, 5][chance.random_range(0..5)],
             gateways: chance.random_range(0..2),
             absent: chance.random_range(0..2),
+            zones: [0, 0, 2, 3][chance.random_range(0..4)],
         };
         let copies: u8 = if chance.random_bool(0.75) { 3 } else { 2 };
         let mut world = World::new(chance.random(), size, copies, story.clone());
@@ -114,7 +118,10 @@ impl Simulation {
         if !met {
             return Err("the sheep do not meet".to_owned());
         }
-        story.tell(format!("{machines} sheep and {gateways} gateways have met; {copies} copies"));
+        let zones = size.zones;
+        story.tell(format!(
+            "{machines} sheep and {gateways} gateways have met; {copies} copies, {zones} zones"
+        ));
         let running = world.running(0).ok_or("machine 0 has ended")?;
         let host = running.host.clone();
         let formatted = world.ask(0, FOUNDING, async move { host.format(copies, SLOTS, false).await });
@@ -122,23 +129,18 @@ impl Simulation {
             Some(Ok(())) => {}
             other => return Err(format!("not formatted: {other:?}")),
         }
-        let entry = ClusterEntry::CreateVdi {
-            name: VDI.parse().map_err(|_| "no name")?,
-            size: SIZE,
-            copies: Some(copies),
-            now_ms: wall_ms(),
-        };
-        let log = running.ring.log.clone();
-        let created = world.ask(0, FOUNDING, async move { log.propose(entry, FOUNDING).await });
-        match created {
-            Some(Ok((_, ClusterReply::Created(_)))) => {}
-            other => return Err(format!("no VDI: {other:?}")),
+        let mut disks = Disks::new(copies);
+        let created = world.until(FOUNDING, |world| {
+            disks.look(world);
+            disks.are_settled()
+        });
+        if !created {
+            return Err("no VDI".to_owned());
         }
         if !world.until(FOUNDING, |world| world.is_whole()) {
             return Err("the new ring is not whole".to_owned());
         }
         story.tell("the ring is whole");
-        let desk = Desk { oracle: Arc::new(Mutex::new(Oracle::new())), story };
         let clients = (0..world.rng.random_range(2..=4))
             .map(|n| Seat {
                 name: format!("client {n}"),
@@ -148,15 +150,22 @@ impl Simulation {
                 attaches: n % 2 == 1,
             })
             .collect();
-        Ok(Self { world, desk, copies, clients, working: true })
+        Ok(Self { world, disks, clients, working: true })
     }
 
     fn live(&mut self, outcome: &mut Outcome, faults: &[Fault]) -> Result<(), String> {
-        let done =
-            self.suffer(&mut outcome.fired, faults).and_then(|()| self.heal()).and_then(|()| self.look());
-        let mut oracle = self.desk.oracle.lock();
-        outcome.broken.append(&mut oracle.broken);
-        outcome.counts = oracle.counts;
+        if faults.contains(&Fault::Create) && self.world.rng.random_bool(0.7) {
+            self.disks.create(&mut self.world);
+        }
+        let done = self.suffer(&mut outcome.fired, faults).and_then(|()| self.heal());
+        let done = done.and_then(|()| last_look::look(&mut self.world, &self.disks));
+        for disk in self.disks.all() {
+            let mut oracle = disk.oracle.lock();
+            outcome.broken.extend(oracle.broken.drain(..).map(|what| format!("VDI {}: {what}", disk.id)));
+            outcome.counts.add(oracle.counts);
+        }
+        outcome.epochs_in_recovery = self.world.epochs_in_recovery;
+        outcome.left_over = self.world.left_over;
         let (crc, count) = self.world.wires.trace();
         (outcome.trace.1, outcome.trace.2) = (crc, count);
         done
@@ -165,8 +174,9 @@ impl Simulation {
     /// A millisecond, and clients find seats.
     fn tick(&mut self) {
         self.world.tick();
-        fault::finish(&mut self.world, &self.desk);
+        fault::finish(&mut self.world, &self.disks);
         operator::look(&mut self.world);
+        self.disks.look(&mut self.world);
         for (number, seat) in self.clients.iter_mut().enumerate() {
             // It hangs up, whatever is under way, and whether or not its sheep can hear of that.
             let stands = |(m, _): &(Machine, _)| self.world.hosts[*m].stopped_until.is_some();
@@ -185,9 +195,10 @@ impl Simulation {
             }
             let machine = self.world.rng.random_range(0..self.world.hosts.len());
             let Some(running) = self.world.running(machine) else { continue };
+            let Some(disk) = self.disks.choose(&mut self.world.rng) else { continue };
             seat.visits += 1;
-            let (desk, seed) = (self.desk.clone(), self.world.rng.random());
-            let name = format!("{} visit {} at {machine}", seat.name, seat.visits);
+            let name = format!("{} visit {} at {machine} of {}", seat.name, seat.visits, disk.id);
+            let (desk, seed) = (Desk { disk, story: self.world.story.clone() }, self.world.rng.random());
             let attached = Attached { client: number, generation: seat.visits };
             let attached = Some(attached).filter(|_| seat.attaches);
             seat.hung_up = Arc::default();
@@ -206,8 +217,8 @@ impl Simulation {
         let end = self.world.now + time;
         while self.world.now < end {
             self.tick();
-            if let Some(broken) = self.desk.oracle.lock().broken.first() {
-                return Err(format!("stopped at the first broken promise ({broken})"));
+            if self.disks.all().any(|disk| !disk.oracle.lock().broken.is_empty()) {
+                return Err("stopped at the first broken promise".to_owned());
             }
         }
         Ok(())
@@ -217,7 +228,7 @@ impl Simulation {
         self.pass(Duration::from_millis(400))?;
         for _ in 0..self.world.rng.random_range(3..=6) {
             for _ in 0..self.world.rng.random_range(1..=3) {
-                fault::strike(&mut self.world, &self.desk, fired, faults);
+                fault::strike(&mut self.world, &mut self.disks, fired, faults);
                 let time = self.world.rng.random_range(0..1_500);
                 self.pass(Duration::from_millis(time))?;
             }
@@ -246,7 +257,7 @@ impl Simulation {
             looked += Duration::from_millis(50);
             if !self.working && self.clients.iter().all(|c| c.at.is_none()) && self.is_well() {
                 self.world.story.tell("the ring is whole again");
-                return self.pass(Duration::from_secs(3));
+                return Ok(());
             }
         }
         Err(format!("not whole after {HEALING:?}: {}", self.what_is_missing()))
@@ -255,7 +266,12 @@ impl Simulation {
     fn is_well(&self) -> bool {
         let world = &self.world;
         let sound = world.hosts.iter().all(|h| h.repair_at.is_none() && !h.drive().sync_has_failed());
-        sound && world.gone.is_empty() && world.retiring.is_none() && world.is_whole()
+        let sound = sound && world.rotten.is_none() && world.hosts.iter().all(|h| !h.copied);
+        sound
+            && self.disks.are_settled()
+            && world.gone.is_empty()
+            && world.retiring.is_none()
+            && world.is_whole()
     }
 
     fn what_is_missing(&self) -> String {
@@ -264,96 +280,21 @@ impl Simulation {
             .map(|m| format!("sheep {m} does not run"))
             .collect();
         text.extend(self.clients.iter().filter_map(|c| c.at.as_ref().map(|_| format!("{} waits", c.name))));
+        if !self.disks.are_settled() {
+            text.push("a VDI is not created, or not deleted".to_owned());
+        }
         text.push(format!("gone {:?}, retiring {:?}", self.world.gone, self.world.retiring));
         if let Some(state) = self.world.state() {
             let poor: Vec<_> =
                 state.slots().filter(|(c, _, config)| !state.is_fully_redundant(*c, config)).collect();
             text.push(format!("{} slots lack copies", poor.len()));
             text.extend(poor.first().map(|(_, slot, config)| format!("slot {slot}: {config:?}")));
-            let vdi = state.vdis().next().map(|v| format!("owner {:?}", v.owner));
-            text.extend(vdi);
+            text.extend(state.vdis().map(|v| format!("{} owner {:?}", v.name, v.owner)));
             text.push(format!(
                 "nodes {:?}",
                 state.nodes().map(|n| (n.spec.session, n.status)).collect::<Vec<_>>()
             ));
         }
         text.join("; ")
-    }
-
-    /// All reads are right through every sheep, and all copies are the same.
-    fn look(&mut self) -> Result<(), String> {
-        for machine in self.world.present().collect::<Vec<_>>() {
-            let running = self.world.running(machine).ok_or_else(|| format!("sheep {machine} has ended"))?;
-            let desk = self.desk.clone();
-            let read = self.world.ask(machine, Duration::from_secs(20), async move {
-                let client =
-                    Client::connect(desk, running, "the last one".to_owned(), None, Arc::default(), 0).await;
-                client.ok_or("no connection")?.read_all().await.map_err(|_| "an error")
-            });
-            if read != Some(Ok(())) {
-                return Err(format!("the disk cannot be read at {machine} in the end: {read:?}"));
-            }
-        }
-        self.compare_states()?;
-        self.compare()
-    }
-
-    /// Everybody has applied the same log to the same state.
-    fn compare_states(&mut self) -> Result<(), String> {
-        let states = |world: &World| -> Vec<_> {
-            world.present().filter_map(|m| world.running(m).map(|r| (m, r.view().applied()))).collect()
-        };
-        let level = |world: &mut World| states(world).windows(2).all(|two| two[0].1.index == two[1].1.index);
-        if !self.world.until(FOUNDING, level) {
-            let at: Vec<_> = states(&self.world).iter().map(|(m, applied)| (*m, applied.index)).collect();
-            return Err(format!("not everybody has applied the log: {at:?}"));
-        }
-        let states = states(&self.world);
-        for (machine, applied) in &states[1..] {
-            if applied.state.to_bytes() != states[0].1.state.to_bytes() {
-                return Err(format!("the log has led to another state at {machine} than at {}", states[0].0));
-            }
-        }
-        Ok(())
-    }
-
-    fn compare(&self) -> Result<(), String> {
-        let state = self.world.state().ok_or("no state")?;
-        let mut copies: BTreeMap<_, Vec<(Machine, wire::id::Version, Vec<u8>)>> = BTreeMap::new();
-        for machine in 0..self.world.hosts.len() {
-            let Some(running) = self.world.running(machine) else { continue };
-            let Some(replica) = running.replica else { continue };
-            for (policy, slot) in replica.store().list_slots() {
-                let listed = replica.store().list_slot(policy, slot).map_err(|e| e.to_string())?;
-                for stat in listed {
-                    let key =
-                        crate::store::ObjectKey { copies: policy, slot, oid: stat.oid, birth: stat.birth };
-                    let (version, size) = stat.content.ok_or("a copy is damaged")?;
-                    let out = replica.store().read(&key, 0, size).map_err(|e| format!("{machine}: {e}"))?;
-                    let bytes = out.to_vec();
-                    copies.entry((slot, stat.oid, stat.birth)).or_default().push((machine, version, bytes));
-                }
-            }
-        }
-        for ((slot, oid, birth), found) in copies {
-            let config = state.slot(self.copies, slot).ok_or("a slot without a configuration")?;
-            let who: Vec<Machine> = found.iter().map(|(m, ..)| *m).collect();
-            if found.len() != config.members.len() {
-                return Err(format!(
-                    "{oid} of birth {birth} in slot {slot} is at {who:?}, the slot at {} nodes",
-                    config.members.len()
-                ));
-            }
-            for (machine, version, bytes) in &found[1..] {
-                if *version != found[0].1 || *bytes != found[0].2 {
-                    let at = bytes.iter().zip(&found[0].2).position(|(a, b)| a != b);
-                    return Err(format!(
-                        "{oid} differs at {machine} and {}: {version} and {}, first at byte {at:?}",
-                        found[0].0, found[0].1
-                    ));
-                }
-            }
-        }
-        Ok(())
     }
 }

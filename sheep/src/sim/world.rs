@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use super::net::{Machine, Wires};
-use super::operator::Retiring;
+use super::operator::{Retiring, Rotten};
 use super::oracle::SECTOR;
 use super::process::{Plan, Process, Running};
+use super::story::{Story, watched_sector};
 use crate::admin::Host as _;
-use crate::cluster::slots::MemberState;
+use crate::cluster::slots::{MemberState, SlotConfig};
 use crate::cluster::state::{ClusterState, OBJECT_SIZE};
 use crate::machine::simulated;
 use crate::store::SimFs;
@@ -51,6 +51,8 @@ pub(super) struct Host {
     pub(super) repair_at: Option<Duration>,
     /// The oracle knows that a sync has failed.
     pub(super) doubted: bool,
+    /// Its directory is a copy of another machine's, and its sheep does not run with it yet.
+    pub(super) copied: bool,
 }
 
 impl Host {
@@ -89,58 +91,16 @@ pub(super) struct World {
     pub(super) copies: u8,
     /// A disk was lost, and the ring has not been whole since.
     pub(super) fragile: bool,
+    /// Something on a disk is not as it was written, and nobody has mended it yet.
+    pub(super) rotten: Option<Rotten>,
+    /// How often the membership changed three times while some copy caught up.
+    pub(super) epochs_in_recovery: u64,
+    /// How often it has since no copy did.
+    epochs: u64,
+    /// What the last look found to be there for nobody.
+    pub(super) left_over: u64,
     boot: u128,
     order: Vec<Machine>,
-}
-
-/// What happened, told in lines; printed when one seed is run for its own sake.
-#[derive(Clone)]
-pub(super) struct Story(Arc<Mutex<Lines>>);
-
-struct Lines {
-    aloud: bool,
-    now: Duration,
-    lines: Vec<String>,
-    crc: u32,
-}
-
-impl Story {
-    pub(super) fn new(aloud: bool) -> Self {
-        Self(Arc::new(Mutex::new(Lines { aloud, now: Duration::ZERO, lines: Vec::new(), crc: 0 })))
-    }
-
-    pub(super) fn tell(&self, line: impl AsRef<str>) {
-        let mut story = self.0.lock();
-        let line = format!("{:>9.3} {}", story.now.as_secs_f64(), line.as_ref());
-        story.crc = crc32c::crc32c_append(story.crc, line.as_bytes());
-        if story.aloud {
-            println!("{line}");
-        }
-        story.lines.push(line);
-    }
-
-    /// Tells whoever looks into this one seed something that is no part of the story.
-    pub(super) fn aside(&self, line: impl AsRef<str>) {
-        let story = self.0.lock();
-        if story.aloud {
-            println!("{:>9.3} ({})", story.now.as_secs_f64(), line.as_ref());
-        }
-    }
-
-    /// A checksum of all of it, and how many lines.
-    pub(super) fn sum(&self) -> (u32, usize) {
-        let story = self.0.lock();
-        (story.crc, story.lines.len())
-    }
-
-    pub(super) fn time(&self) -> Duration {
-        self.0.lock().now
-    }
-}
-
-/// The sector that whoever looks into a seed wants to know of: `SECTOR=n`.
-pub(super) fn watched_sector() -> Option<u64> {
-    std::env::var("SECTOR").ok()?.parse().ok()
 }
 
 /// How many machines there are.
@@ -152,6 +112,8 @@ pub(super) struct Size {
     pub(super) gateways: usize,
     /// Those that store, and come later.
     pub(super) absent: usize,
+    /// Zones that they are spread over; 0 if each is one of its own.
+    pub(super) zones: usize,
 }
 
 impl World {
@@ -172,6 +134,10 @@ impl World {
             retiring: None,
             copies,
             fragile: false,
+            rotten: None,
+            epochs_in_recovery: 0,
+            epochs: 0,
+            left_over: 0,
             boot: 0,
             order: (0..all).collect(),
             rng,
@@ -186,6 +152,7 @@ impl World {
                 drift: world.rng.random_range(-2_000..=2_000),
                 copies,
                 gateway_only: (size.machines..size.machines + size.gateways).contains(&machine),
+                zone: machine.checked_rem(size.zones).map(|zone| format!("zone {zone}")),
             };
             let absent = machine >= size.machines + size.gateways;
             world.hosts.push(Host {
@@ -200,6 +167,7 @@ impl World {
                 backup: None,
                 repair_at: None,
                 doubted: false,
+                copied: false,
                 plan,
             });
             if !absent {
@@ -259,8 +227,16 @@ impl World {
         }
     }
 
+    /// A machine that runs nothing gets another disk.
+    pub(super) fn place_disk(&mut self, machine: Machine, disk: SimFs) {
+        self.hosts[machine].plan.disk = disk;
+    }
+
     /// Whether the ring still counts on somebody whose disk is lost. One more loss of anything is one too many.
     pub(super) fn is_deceived(&self) -> bool {
+        if self.rotten.is_some() || self.hosts.iter().any(|h| h.copied) {
+            return true;
+        }
         let Some(state) = &self.known else { return false };
         self.gone.iter().any(|n| state.node(*n).is_some_and(|n| n.live_session().is_some()))
     }
@@ -287,6 +263,11 @@ impl World {
         let all_vote = voters.is_some_and(|voters| voters.iter().all(|v| here.contains(v)));
         host.plan.gateway_only && !host.absent
             || all_vote && joined && self.gone.is_empty() && self.is_whole() && self.hosts.iter().all(sound)
+    }
+
+    /// The machine that a node runs on.
+    pub(super) fn machine_of(&self, node: NodeId) -> Option<Machine> {
+        self.hosts.iter().position(|h| h.node == Some(node))
     }
 
     /// Machines that are there.
@@ -326,7 +307,7 @@ impl World {
     /// One millisecond of everybody's life.
     pub(super) fn tick(&mut self) {
         self.now += TICK;
-        self.story.0.lock().now = self.now;
+        self.story.set_time(self.now);
         MILLISECONDS.store(self.now.as_millis() as u64, Ordering::Relaxed);
         self.wires.step(self.now);
         self.order.shuffle(&mut self.rng);
@@ -356,10 +337,11 @@ impl World {
             if let Some(why) = process.ended() {
                 self.story.tell(format!("{machine} has ended: {why}"));
                 self.kill(machine);
-                if why.contains("was removed from its ring") {
+                if why.contains("was removed from its ring") || why.contains("this directory is a copy") {
                     // Its operator does what it says.
                     let host = &mut self.hosts[machine];
                     (host.plan.disk, host.backup, host.doubted) = (SimFs::new(), None, false);
+                    host.copied = false;
                 }
                 self.hosts[machine].back_at = Some(self.now + RESTART);
             }
@@ -382,14 +364,31 @@ impl World {
 
     fn note_state(&mut self) {
         for machine in 0..self.hosts.len() {
-            let Some(running) = self.running(machine) else { continue };
-            self.reached.insert(running.process(), running.ring.log.metrics().last_index);
-            self.hosts[machine].node = Some(running.node);
-            let applied = running.view().applied();
-            if applied.index > self.known_at {
+            let Some(process) = &self.hosts[machine].process else { continue };
+            let seen = process.look(|r| (r.process, r.ring.log.last_index(), r.view().newer(self.known_at)));
+            let Some((session, last_index, newer)) = seen else { continue };
+            self.reached.insert(session, last_index);
+            self.hosts[machine].node = Some(session.node);
+            self.hosts[machine].copied = false;
+            if let Some(applied) = newer {
                 self.tell_slot(&applied.state);
+                self.count_epochs(&applied.state);
                 (self.known, self.known_at) = (Some(applied.state), applied.index);
             }
+        }
+    }
+
+    fn count_epochs(&mut self, state: &ClusterState) {
+        let before = self.known.as_ref().map_or(0, |known| known.epoch().0);
+        let passed = state.epoch().0 - before;
+        let catching_up = |(_, _, config): (_, _, &Arc<SlotConfig>)| {
+            config.in_state(MemberState::CatchingUp).next().is_some()
+        };
+        if !state.slots().any(catching_up) {
+            self.epochs = 0;
+        } else if passed > 0 {
+            self.epochs += passed;
+            self.epochs_in_recovery += u64::from(self.epochs >= 3 && self.epochs - passed < 3);
         }
     }
 

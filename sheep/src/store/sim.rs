@@ -229,6 +229,10 @@ impl SimFs {
     }
 }
 
+fn zeros() -> Sector {
+    Arc::new([0; SECTOR as usize])
+}
+
 fn os_error<T>(code: i32) -> io::Result<T> {
     Err(io::Error::from_raw_os_error(code))
 }

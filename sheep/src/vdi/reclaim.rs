@@ -11,6 +11,7 @@ use wire::peer::ObjectRef;
 use super::object::Object;
 use super::owner::{IoFailure, Owner, Slot};
 use super::settle::Copy;
+use crate::mutant::{Mutant, planted};
 
 /// Objects looked at in one turn, and how many at once.
 const OBJECTS_MAX: usize = 1024;
@@ -53,6 +54,10 @@ impl Owner {
         }
         self.set_entry(index, None).await?;
         *slot = Slot::Hole;
+        if planted(Mutant::DeleteEarly) {
+            self.remove_object(name).await?;
+            return Ok(true);
+        }
         self.doomed.lock().push(name);
         Ok(true)
     }
@@ -60,6 +65,7 @@ impl Owner {
     /// Whether no request that was applied to an object can come again.
     fn is_told(&self, object: &Object) -> bool {
         object.last_number() < self.stability.mark() && self.inherited_nothing(&object.name)
+            || planted(Mutant::ReclaimSoon)
     }
 
     /// Takes an object without any copy that could be used out of the map.

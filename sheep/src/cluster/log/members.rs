@@ -11,6 +11,7 @@ use wire::id::NodeId;
 use super::ClusterLog;
 use super::error::MembersError;
 use super::types::Machine;
+use crate::mutant::{Mutant, planted};
 
 /// How far behind a node may be and become a voter. A voter that is far behind counts for the quorum while
 /// it cannot yet confirm anything, so commits would wait for it.
@@ -54,6 +55,10 @@ impl<M: Machine> ClusterLog<M> {
 
         let (current, joint, _) = self.members();
         if joint || current != wanted_voters {
+            let left: BTreeSet<u64> = current.intersection(&wanted_voters).copied().collect();
+            if planted(Mutant::VotersFirst) && !left.is_empty() {
+                self.change(ChangeMembers::ReplaceAllVoters(left)).await?;
+            }
             for node in wanted_voters.difference(&current) {
                 self.await_caught_up(*node, until).await?;
             }

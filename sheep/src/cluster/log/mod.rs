@@ -302,6 +302,12 @@ impl<M: Machine> ClusterLog<M> {
         }
     }
 
+    /// The index of the newest entry here, committed or not; for who looks at every moment.
+    #[cfg(test)]
+    pub(crate) fn last_index(&self) -> u64 {
+        self.inner.raft.metrics().borrow().last_log_index.unwrap_or(0)
+    }
+
     /// When the newest message that a majority has confirmed was sent, whatever became of the lead since.
     fn confirmed_at(&self, metrics: &types::Metrics) -> Option<Duration> {
         if metrics.state != ServerState::Leader {

@@ -1,6 +1,7 @@
 //! The VDIs of the cluster state and who owns them. Pure.
 
 use super::*;
+use crate::mutant::{Mutant, planted};
 
 impl ClusterState {
     pub(super) fn owned(&mut self, id: VdiId, generation: Generation) -> Result<&mut Vdi, Refusal> {
@@ -48,7 +49,10 @@ impl ClusterState {
         }
         let copies = copies.or(self.format.as_ref().map(|f| f.copies)).ok_or(Refusal::NotFormatted)?;
         self.last_vdi = self.last_vdi.checked_add(1).ok_or(Refusal::Exhausted)?;
-        let id = VdiId(self.last_vdi);
+        let mut id = VdiId(self.last_vdi);
+        if planted(Mutant::IdsAgain) {
+            id = (1..=self.last_vdi).map(VdiId).find(|id| !self.vdis.contains_key(id)).unwrap_or(id);
+        }
         self.use_policy(copies);
         self.vdis.insert(
             id,

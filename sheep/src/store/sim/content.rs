@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
+use std::sync::Arc;
 
 use rand::Rng;
 use rand::rngs::StdRng;
@@ -12,7 +13,13 @@ const SECTOR: u64 = 512;
 /// How many contents of a sector since its last sync are remembered; the oldest go first.
 const HISTORY_MAX: usize = 8;
 
-type Sector = [u8; SECTOR as usize];
+type Bytes = [u8; SECTOR as usize];
+/// Shared by all that remember the same contents.
+type Sector = Arc<Bytes>;
+
+fn zeros() -> Sector {
+    Arc::new([0; SECTOR as usize])
+}
 
 /// A file: what it reads as, what is durable of it, and what came in between.
 #[derive(Default)]
@@ -51,7 +58,7 @@ impl FileNode {
     pub(super) fn flip(&mut self, bit: u64) {
         let (sector, at) = (bit / 8 / SECTOR, (bit / 8 % SECTOR) as usize);
         for side in [&mut self.now, &mut self.durable] {
-            side.entry(sector).or_insert([0; SECTOR as usize])[at] ^= 1 << (bit % 8);
+            Arc::make_mut(side.entry(sector).or_insert_with(zeros))[at] ^= 1 << (bit % 8);
         }
     }
 
@@ -112,14 +119,14 @@ impl FileNode {
         }
     }
 
-    fn change(&mut self, index: u64, with: impl FnOnce(&mut Sector)) {
-        let sector = self.now.entry(index).or_insert([0; SECTOR as usize]);
-        with(sector);
+    fn change(&mut self, index: u64, with: impl FnOnce(&mut Bytes)) {
+        let sector = self.now.entry(index).or_insert_with(zeros);
+        with(Arc::make_mut(sector));
         let history = self.history.entry(index).or_default();
         if history.len() == HISTORY_MAX {
             history.remove(0);
         }
-        history.push(*sector);
+        history.push(sector.clone());
     }
 
     pub(super) fn set_len(&mut self, len: u64) {
@@ -141,8 +148,8 @@ impl FileNode {
     pub(super) fn sync(&mut self) {
         for index in std::mem::take(&mut self.history).into_keys() {
             match self.now.get(&index) {
-                Some(sector) if *sector != [0; SECTOR as usize] => {
-                    self.durable.insert(index, *sector);
+                Some(sector) if **sector != [0; SECTOR as usize] => {
+                    self.durable.insert(index, sector.clone());
                 }
                 _ => {
                     self.now.remove(&index);
@@ -158,7 +165,7 @@ impl FileNode {
         for (index, contents) in std::mem::take(&mut self.history) {
             let choice = rng.random_range(0..=contents.len());
             if choice > 0 {
-                self.durable.insert(index, contents[choice - 1]);
+                self.durable.insert(index, contents[choice - 1].clone());
             }
         }
         // A length that is set is there whole or not at all; writing on may have come part of the way.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use wire::id::NodeId;
 
+use crate::mutant::{Mutant, plant};
+
 use super::super::{MembersError, Role};
 use super::ring::{Put, Ring, WAIT, until};
 
@@ -56,6 +58,26 @@ async fn a_dead_node_does_not_become_a_voter() {
     node.set_members(ids([1]), ids([]), WAIT).await.unwrap();
     until("the learners to be gone", || node.metrics().learners.is_empty().then_some(())).await;
     assert_eq!(node.set_members(ids([]), ids([1]), WAIT).await, Err(MembersError::NoVoters));
+}
+
+/// The voters that are left when one is to be replaced by a node that is not there.
+async fn voters_left_by_a_replacement_that_is_dead() -> BTreeSet<NodeId> {
+    let ring = Ring::founded(3).await;
+    let leader = ring.leader().await;
+    let stay: Vec<u64> = (1..=3).filter(|id| *id != 1 + leader % 3).collect();
+    let wanted = ids(stay.iter().copied().chain([4]));
+    let refused = ring.node(leader).set_members(wanted, ids([]), Duration::from_millis(300)).await;
+    assert!(matches!(refused, Err(MembersError::NotReady(_))), "{refused:?}");
+    ring.node(leader).metrics().voters
+}
+
+#[tokio::test]
+async fn a_voter_stays_until_another_can_take_its_place() {
+    assert_eq!(voters_left_by_a_replacement_that_is_dead().await, ids([1, 2, 3]));
+    // The bug that this is for, put in on purpose: one failure more and the ring stands still.
+    plant(Some(Mutant::VotersFirst));
+    assert_eq!(voters_left_by_a_replacement_that_is_dead().await.len(), 2);
+    plant(None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
