@@ -227,6 +227,11 @@ const CAUGHT_WITHIN: [(Mutant, u64, u64); 22] = [
     (Mutant::KeepUnlisted, 1, 60),
     (Mutant::IdsAgain, 1, 20),
     (Mutant::DeletedStays, 1, 20),
+    (Mutant::DeleteEarly, 1, 100),
+    (Mutant::CrcUnchecked, 1, 20),
+    (Mutant::KeepUnlisted, 1, 60),
+    (Mutant::IdsAgain, 1, 20),
+    (Mutant::DeletedStays, 1, 20),
 ];
 
 #[test]
