@@ -41,6 +41,8 @@ pub(crate) enum Mutant {
     SyncAgain,
     /// An object is removed before it is durable that the map no longer names it.
     DeleteEarly,
+    /// An object that was discarded goes while a request that was applied to it may come again.
+    ReclaimSoon,
     /// Data is served whatever its checksum says.
     CrcUnchecked,
     /// A copy that catches up keeps what its source does not list.
@@ -58,7 +60,7 @@ pub(crate) enum Mutant {
 #[cfg(test)]
 impl Mutant {
     /// All of them.
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 25] = [
         Self::AckAtOne,
         Self::NoSeal,
         Self::NoLeaseCheck,
@@ -77,6 +79,7 @@ impl Mutant {
         Self::NamesUnsynced,
         Self::SyncAgain,
         Self::DeleteEarly,
+        Self::ReclaimSoon,
         Self::CrcUnchecked,
         Self::KeepUnlisted,
         Self::IdsAgain,

@@ -4,7 +4,7 @@
 //! goes elsewhere when that dies: what it had under way then has no answer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -17,17 +17,8 @@ use super::process::Running;
 use super::story::{Story, watched_sector};
 use crate::cluster::state::OBJECT_SIZE;
 use crate::gateway::Handle;
-use crate::mutant::{Mutant, planted};
 use crate::nbd::{Export, IoError, Segment, WriteFlags, ZeroFlags};
 use wire::name::ExportName;
-
-/// Whether objects are trimmed as a whole too: `WHOLE_TRIMS=1`. Not without being asked: what was applied of an object and
-/// not answered is forgotten with it, and done again by the next owner (docs/next.md).
-static WHOLE_OBJECTS: LazyLock<bool> = LazyLock::new(|| std::env::var_os("WHOLE_TRIMS").is_some());
-
-fn whole_objects() -> bool {
-    *WHOLE_OBJECTS || planted(Mutant::DeleteEarly) || planted(Mutant::KeepUnlisted)
-}
 
 /// Where a client works, and whom it tells of it.
 #[derive(Clone)]
@@ -131,12 +122,11 @@ impl Client {
             0..450 => self.write(first, count).await,
             450..820 => self.read(first, count).await,
             820..850 => self.trim(offset, len).await,
-            850..870 if whole_objects() => {
+            850..870 => {
                 let object = u64::from(OBJECT_SIZE);
                 let start = offset / object * object;
                 self.trim(start, object.min(self.desk.disk.size - start)).await
             }
-            850..870 => self.trim(offset, len).await,
             870..920 => {
                 let begun = self.desk.disk.oracle.lock().write(first..first + count, true, self.attached);
                 self.tell(first, count, || "sends zeroes".to_owned());

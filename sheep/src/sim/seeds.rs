@@ -204,7 +204,7 @@ fn a_seed_repeats_itself() {
 
 /// Each mutant, and from which seed on within how many it has to be caught; where that is rare, beginning near a seed that does, so
 /// that it costs little. `MUTANT=name` runs one, `MUTANT_SEEDS=n` that many seeds from 1 at most.
-const CAUGHT_WITHIN: [(Mutant, u64, u64); 22] = [
+const CAUGHT_WITHIN: [(Mutant, u64, u64); 23] = [
     (Mutant::AckAtOne, 1, 20),
     (Mutant::NoSeal, 1, 40),
     (Mutant::NoLeaseCheck, 1, 40),
@@ -223,11 +223,13 @@ const CAUGHT_WITHIN: [(Mutant, u64, u64); 22] = [
     (Mutant::NamesUnsynced, 1, 10),
     (Mutant::SyncAgain, 1, 60),
     (Mutant::DeleteEarly, 1, 100),
+    (Mutant::ReclaimSoon, 1, 100),
     (Mutant::CrcUnchecked, 1, 20),
     (Mutant::KeepUnlisted, 1, 60),
     (Mutant::IdsAgain, 1, 20),
     (Mutant::DeletedStays, 1, 20),
     (Mutant::DeleteEarly, 1, 100),
+    (Mutant::ReclaimSoon, 1, 100),
     (Mutant::CrcUnchecked, 1, 20),
     (Mutant::KeepUnlisted, 1, 60),
     (Mutant::IdsAgain, 1, 20),
