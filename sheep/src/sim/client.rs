@@ -3,8 +3,8 @@
 //! A client lives in the process of the sheep it is connected to, in place of that sheep's NBD server, and
 //! goes elsewhere when that dies: what it had under way then has no answer.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};

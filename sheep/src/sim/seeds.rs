@@ -228,12 +228,6 @@ const CAUGHT_WITHIN: [(Mutant, u64, u64); 23] = [
     (Mutant::KeepUnlisted, 1, 60),
     (Mutant::IdsAgain, 1, 20),
     (Mutant::DeletedStays, 1, 20),
-    (Mutant::DeleteEarly, 1, 100),
-    (Mutant::ReclaimSoon, 1, 100),
-    (Mutant::CrcUnchecked, 1, 20),
-    (Mutant::KeepUnlisted, 1, 60),
-    (Mutant::IdsAgain, 1, 20),
-    (Mutant::DeletedStays, 1, 20),
 ];
 
 #[test]

@@ -229,10 +229,6 @@ impl SimFs {
     }
 }
 
-fn zeros() -> Sector {
-    Arc::new([0; SECTOR as usize])
-}
-
 fn os_error<T>(code: i32) -> io::Result<T> {
     Err(io::Error::from_raw_os_error(code))
 }

@@ -30,7 +30,6 @@ use super::span::{Span, spans};
 use super::stability::Stability;
 use super::tree::Tree;
 use crate::cluster::state::{ClusterState, OBJECT_SIZE};
-use crate::mutant::{Mutant, planted};
 use crate::store::Segment;
 
 /// Cells kept for objects that nobody uses at the moment; some 300 bytes each.
