@@ -71,6 +71,19 @@ pub struct Eligible {
     /// too few stayed.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub since: u64,
+    /// The session in which it was in sync.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub start: u64,
+    /// How far the log of that session's process had come when it died, once a later process has said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reached: Option<u64>,
+}
+
+impl Eligible {
+    /// How far the log of its process had come, as a later session of the node tells it.
+    fn reached_before(&self, later: Live<'_>) -> Option<u64> {
+        self.reached.or_else(|| later.reached_by(self.start).filter(|_| self.start > 0))
+    }
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -100,6 +113,11 @@ pub(crate) struct Live<'a> {
 }
 
 impl Live<'_> {
+    /// How far the log of the process had come that was session `start`, if it has died since.
+    fn reached_by(self, start: u64) -> Option<u64> {
+        self.reached.iter().find(|r| r.before > start).map(|r| r.index)
+    }
+
     fn in_state(self, state: MemberState, since: u64) -> Member {
         Member { session: self.session, boot: self.boot, state, since, reached: None }
     }
@@ -138,10 +156,12 @@ impl SlotConfig {
     }
 
     /// Whether somebody was taken out at or before `index`, and all of the set left are among `sessions`. Who lost
-    /// its memory since may have died before it knew, whatever its present session knows.
+    /// its memory since, or fell out when too few were left, may have died before it knew, whatever its present session
+    /// knows.
     pub(crate) fn known_by(&self, sessions: &BTreeSet<Session>, index: u64) -> bool {
         let mut set = self.members.iter().filter(|m| m.state != MemberState::CatchingUp);
         self.eligible.iter().any(|e| (1..=index).contains(&e.since))
+            && self.eligible.iter().all(|e| e.since > 0)
             && set.all(|m| m.state == MemberState::InSync && m.boot != 0 && sessions.contains(&m.session))
     }
 
@@ -251,14 +271,20 @@ impl SlotConfig {
         }
     }
 
-    /// Whether nothing was acknowledged since one was taken out: one of the lost set never knew of it.
+    /// Whether nothing was acknowledged since one was taken out: one of those who were left never knew of it. Those are
+    /// the lost set, and who was taken out of it when too few were left: nobody has acknowledged anything since.
     fn is_proved<'a>(&self, one: &Eligible, live: &impl Fn(NodeId) -> Option<Live<'a>>) -> bool {
         let set = self.members.iter().filter(|m| m.state != MemberState::CatchingUp);
-        let mut reached = set.filter_map(|m| match live(m.session.node) {
+        let of_set = set.filter_map(|m| match live(m.session.node) {
             Some(l) if l.session != m.session => m.reached_before(l),
             _ => m.reached,
         });
-        reached.any(|reached| reached < one.since)
+        let fallen = self.eligible.iter().filter(|e| e.since == 0);
+        let of_fallen = fallen.filter_map(|e| match live(e.node) {
+            Some(l) => e.reached_before(l),
+            None => e.reached,
+        });
+        of_set.chain(of_fallen).any(|reached| reached < one.since)
     }
 
     /// Puts on record in `next` who is eligible beside its in-sync members.
@@ -285,6 +311,8 @@ impl SlotConfig {
             node: m.session.node,
             boot: if m.state == MemberState::InSync { m.boot } else { 0 },
             since: now,
+            start: m.session.start,
+            reached: m.reached,
         });
         let known = self.eligible.iter().map(|e| Eligible {
             since: if e.since == 0 || resumes && self.is_proved(e, live) { now } else { e.since },
@@ -294,8 +322,10 @@ impl SlotConfig {
             if in_set(next, one.node) || next.eligible.iter().any(|e| e.node == one.node) {
                 continue;
             }
-            if live(one.node).is_some_and(|l| l.boot != one.boot) {
-                one.boot = 0;
+            if let Some(l) = live(one.node) {
+                one.boot = if l.boot == one.boot { one.boot } else { 0 };
+                // A process remembers a few that were before it, this is remembered for good.
+                one.reached = one.reached_before(l);
             }
             // One of those that acknowledge and has nothing but what it flushed has no more than they.
             if one.since == 0 || one.boot != 0 {
@@ -317,7 +347,7 @@ impl Member {
         if self.state == MemberState::Returned || self.boot == 0 {
             return self.reached;
         }
-        later.reached.iter().find(|r| r.before > self.session.start).map(|r| r.index)
+        later.reached_by(self.session.start)
     }
 }
 
@@ -521,6 +551,28 @@ mod tests {
         let back = [Live { reached: UNKNOWN, ..live(1, 3, 70) }, live(2, 2, 8)];
         let resumed = one.reconfigured(find(&back), &TARGETS[..2], copies(2), AT + 1).expect("changed");
         assert_eq!(states(&resumed), [(2, 2, InSync)]);
+    }
+
+    /// 3 was taken out at AT, then 2, whose log had come to `knew`, then all the others lost their power.
+    fn one_after_the_other(knew: u64) -> SlotConfig {
+        let config = SlotConfig::new(1, [live(1, 1, 7), live(2, 1, 8), live(3, 1, 9)]);
+        let two = config.reconfigured(find(&[live(1, 1, 7), live(2, 1, 8)]), &TARGETS, copies(3), AT);
+        let one = two.expect("changed").reconfigured(find(&[live(1, 1, 7)]), &TARGETS, copies(3), AT + 1);
+        let one = one.expect("changed");
+        assert_eq!((taken_out(&one), eligible(&one)), (vec![(3, AT)], vec![(2, 8)]));
+        let first = [live(1, 1, 7), live(3, 2, 9)].map(|l| l.session).into_iter().collect();
+        assert!(!one.known_by(&first, AT + 1), "2 is not heard, and may not have known");
+        let reached: &[Reached] = &[Reached { before: 2, index: knew }, Reached { before: 3, index: AT + 9 }];
+        let of_first: &[Reached] = &[Reached { before: 2, index: AT + 5 }];
+        let back =
+            [Live { reached: of_first, ..live(1, 2, 70) }, Live { reached, ..live(2, 3, 80) }, live(3, 2, 9)];
+        one.reconfigured(find(&back), &TARGETS, copies(3), AT + 2).expect("changed")
+    }
+
+    #[test]
+    fn who_fell_out_without_knowing_proves_that_nothing_was_acknowledged() {
+        assert_eq!(states(&one_after_the_other(AT - 1)), [(3, 2, InSync)]);
+        assert_eq!(states(&one_after_the_other(AT)), [(1, 2, InSync), (2, 3, InSync)]);
     }
 
     #[test]

@@ -45,12 +45,24 @@ pub(super) struct Outcome {
     pub(super) time: Duration,
 }
 
+/// What to run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    pub(super) seed: u64,
+    /// A bug, and the faults that bring it out.
+    pub(super) mutant: Option<Mutant>,
+    /// The faults alone: whatever goes wrong then is none of the mutant's.
+    pub(super) spared: bool,
+    /// Whether the story is printed.
+    pub(super) aloud: bool,
+}
+
 /// Runs one seed on a fresh thread.
-pub(super) fn run(seed: u64, mutant: Option<Mutant>, aloud: bool) -> Outcome {
+pub(super) fn run(Run { seed, mutant, spared, aloud }: Run) -> Outcome {
     let work = move || {
         super::chance::begin(seed);
         simulated::begin(seed);
-        plant(mutant);
+        plant(mutant.filter(|_| !spared));
         let panics = Arc::new(Mutex::new(Vec::new()));
         let seen = panics.clone();
         let story = Story::new(aloud);

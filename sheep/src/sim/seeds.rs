@@ -1,6 +1,7 @@
 //! Many seeds, each in a process of its own, and what they came to together.
 //!
-//! `SEED=s` runs one and tells its story; `SEEDS=n FIRST=s` runs many. The last line counts.
+//! `SEED=s` runs one and tells its story, with `SPARE=mutant` under the faults that bring that out and without it;
+//! `SEEDS=n FIRST=s` runs many. The last line counts.
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
@@ -10,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::fault::Fault;
-use super::ring::{self, Outcome};
+use super::ring::{self, Outcome, Run};
 use super::world::MILLISECONDS;
 use crate::mutant::Mutant;
 
@@ -39,12 +40,16 @@ struct Report {
     seconds: f64,
 }
 
-fn child(seed: u64, mutant: Option<Mutant>, aloud: bool) -> Report {
+/// A run without a bug.
+const PLAIN: Run = Run { seed: 0, mutant: None, spared: false, aloud: false };
+
+fn child(run: Run) -> Report {
+    let Run { seed, mutant, spared, aloud } = run;
     let name = mutant.map_or("-".to_owned(), |m| format!("{m:?}"));
     let exe = std::env::current_exe().expect("this program has a path");
     let output = Command::new(exe)
         .args(["sim::seeds::child_of_a_run", "--exact", "--ignored", "--nocapture", "--test-threads=1"])
-        .env(CHILD, format!("{seed} {name} {aloud}"))
+        .env(CHILD, format!("{seed} {name} {spared} {aloud}"))
         .stderr(Stdio::inherit())
         .output();
     let output = output.expect("this program can be started");
@@ -107,7 +112,8 @@ fn child_of_a_run() {
         let log = tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false);
         log.with_writer(std::io::stdout).init();
     }
-    tell(&ring::run(seed, mutant, words[2] == "true"));
+    let (spared, aloud) = (words[2] == "true", words[3] == "true");
+    tell(&ring::run(Run { seed, mutant, spared, aloud }));
 }
 
 /// Ends the process when simulated time stands still: somebody goes round in circles without waiting.
@@ -138,7 +144,7 @@ fn run_all(first: u64, count: u64, mutant: Option<Mutant>, stop_at_first: bool) 
                     if seed >= first + count || stop.load(Ordering::Relaxed) {
                         return;
                     }
-                    let report = child(seed, mutant, false);
+                    let report = child(Run { seed, mutant, ..PLAIN });
                     if !report.broken.is_empty() && mutant.is_none() {
                         println!("seed {seed} failed: {}", report.broken.join("\n    "));
                     }
@@ -156,7 +162,10 @@ fn run_all(first: u64, count: u64, mutant: Option<Mutant>, stop_at_first: bool) 
 #[test]
 fn rings_keep_their_promises_under_faults() {
     if let Some(seed) = number("SEED") {
-        let report = child(seed, None, true);
+        let spared = std::env::var("SPARE").ok();
+        let mutant =
+            Mutant::ALL.into_iter().find(|m| spared.as_ref().is_some_and(|s| *s == format!("{m:?}")));
+        let report = child(Run { seed, mutant, spared: mutant.is_some(), aloud: true });
         println!(
             "{} passed, {} failed",
             u64::from(report.broken.is_empty()),
@@ -197,7 +206,7 @@ fn rings_keep_their_promises_under_faults() {
 #[test]
 fn a_seed_repeats_itself() {
     for seed in [1, 2] {
-        let (once, twice) = (child(seed, None, false), child(seed, None, false));
+        let (once, twice) = (child(Run { seed, ..PLAIN }), child(Run { seed, ..PLAIN }));
         assert_eq!(once.trace, twice.trace, "seed {seed}");
     }
 }
@@ -242,7 +251,14 @@ fn mutants_are_caught() {
         let reports = run_all(from, count, Some(mutant), true);
         let caught = reports.iter().find(|(_, report)| !report.broken.is_empty());
         match caught {
-            Some((seed, report)) => println!("{mutant:?}: caught by seed {seed}: {}", report.broken[0]),
+            Some((seed, report)) => {
+                println!("{mutant:?}: caught by seed {seed}: {}", report.broken[0]);
+                let spared = child(Run { seed: *seed, mutant: Some(mutant), spared: true, ..PLAIN });
+                if let Some(broken) = spared.broken.first() {
+                    println!("{mutant:?}: seed {seed} fails without it too: {broken}");
+                    escaped.push(mutant);
+                }
+            }
             None => {
                 println!("{mutant:?}: not caught");
                 escaped.push(mutant);

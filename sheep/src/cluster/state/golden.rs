@@ -17,7 +17,8 @@ fn state() -> ClusterState {
         since: 0x32,
         reached: Some(0x36),
     });
-    let eligible = vec![Eligible { node: NodeId(0x34), boot: 0x35, since: 0x37 }];
+    let eligible =
+        vec![Eligible { node: NodeId(0x34), boot: 0x35, since: 0x37, start: 0x38, reached: Some(0x39) }];
     let config = SlotConfig { version: 0x33, members: members.into(), eligible };
     ClusterState {
         format: Some(Format {
@@ -105,8 +106,8 @@ const GOLDEN: &[u8] = b"\
 \xc4\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x001\xa5state\xaaCatchingUp\xa5since2\xa7reached6\
 \x85\xa7session\x82\xa4node\x11\xa5start\x12\xa4boot\
 \xc4\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x001\xa5state\xa8Returned\xa5since2\xa7reached6\
-\xa8eligible\x91\x83\xa4node4\xa4boot\
-\xc4\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x005\xa5since7\
+\xa8eligible\x91\x85\xa4node4\xa4boot\
+\xc4\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x005\xa5since7\xa5start8\xa7reached9\
 \xa4vdis\x81E\x8a\xa2idE\xa4name\xa4disk\xa4size\xce\x00 \x00\x00\xa6copies\x02\xaamin_copies\
 \x01\xaacreated_ms!\xa4root\"\xa5owner\x82\xaageneration#\xa7session\x82\xa4node\x11\xa5start\
 \x12\xa8attached\x81\xa1c$\xacused_objects%\xa5names\x81\xa4diskE\xa8last_vdiF\xaeowners_changedG\
