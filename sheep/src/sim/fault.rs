@@ -129,13 +129,9 @@ pub(super) fn faults_for(mutant: Option<Mutant>) -> &'static [Fault] {
     match mutant {
         Some(Mutant::BelieveAnyone | Mutant::NoFencing | Mutant::NoLeaseCheck | Mutant::LateWrites) => PAUSES,
         Some(Mutant::AnyPredecessor | Mutant::ReadsOvertake) => KILLS,
-        Some(
-            Mutant::AnyBoot
-            | Mutant::NoMarks
-            | Mutant::MarksDropped
-            | Mutant::FirstFlushSome
-            | Mutant::NamesUnsynced,
-        ) => POWER,
+        Some(Mutant::AnyBoot | Mutant::NoMarks | Mutant::MarksDropped | Mutant::NamesUnsynced) => POWER,
+        Some(Mutant::FirstFlushSome) => &[Fault::KillOwner, Fault::RingPowerLoss],
+        Some(Mutant::ReclaimSoon) => &[Fault::KillOwner, Fault::IsolateOwner, Fault::Mute, Fault::Pause],
         Some(Mutant::DeleteEarly) => &[Fault::RingPowerLoss],
         Some(Mutant::CrcUnchecked) => &[Fault::Rot],
         Some(Mutant::KeepUnlisted) => &[Fault::Kill, Fault::PowerLoss, Fault::RollBack],
