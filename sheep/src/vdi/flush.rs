@@ -25,6 +25,14 @@ pub(super) struct Dirty {
     pub(super) everybody: bool,
 }
 
+impl Dirty {
+    /// Whom to ask, of all who may hold copies.
+    fn targets(&self, holders: impl Iterator<Item = Session>) -> HashSet<Session> {
+        let everybody = self.everybody && !planted(Mutant::FirstFlushSome);
+        holders.filter(|s| everybody || self.sessions.contains(s)).collect()
+    }
+}
+
 impl Owner {
     pub(crate) fn mark_dirty(&self, slot: SlotIndex, members: &[Session]) {
         let mut dirty = self.dirty.lock();
@@ -79,11 +87,7 @@ impl Owner {
     async fn flush_members(&self, dirty: &Dirty) -> Result<(), IoFailure> {
         loop {
             let state = self.current()?;
-            let mut targets = dirty.sessions.clone();
-            if dirty.everybody && !planted(Mutant::FirstFlushSome) {
-                targets.extend(state.holders());
-            }
-            targets.retain(|s| state.serves(*s));
+            let targets = dirty.targets(state.holders());
             let skipped = usize::from(planted(Mutant::FlushSkips));
             let asked = targets.iter().skip(skipped).map(|to| self.flush_member(*to));
             futures::future::try_join_all(asked).await?;
@@ -142,5 +146,31 @@ impl Owner {
 
     async fn gone(&self, session: Session) {
         self.context.view.until(|state| !state.serves(session) || !self.is_owner_in(state)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::id::NodeId;
+
+    use super::*;
+    use crate::mutant::plant;
+
+    #[test]
+    fn the_first_flush_of_a_generation_goes_to_everybody_and_others_to_whom_it_wrote() {
+        let session = |node| Session { node: NodeId(node), start: 1 };
+        let nodes = |dirty: &Dirty| {
+            let mut nodes: Vec<u64> = dirty.targets((1..=3).map(session)).iter().map(|s| s.node.0).collect();
+            nodes.sort_unstable();
+            nodes
+        };
+        // 4 is gone.
+        let mut dirty = Dirty { sessions: [2, 4].map(session).into(), everybody: true, ..Dirty::default() };
+        assert_eq!(nodes(&dirty), [1, 2, 3]);
+        plant(Some(Mutant::FirstFlushSome));
+        assert_eq!(nodes(&dirty), [2], "the bug is one");
+        plant(None);
+        dirty.everybody = false;
+        assert_eq!(nodes(&dirty), [2]);
     }
 }
