@@ -83,4 +83,5 @@ fn the_state_of_the_largest_ring_fits() {
     let sessions = (1..MAX_NODES).step_by(3).map(|node| session(node, 1)).collect();
     step("a third of the nodes dead", ClusterEntry::Evict { sessions, now_ms: 0 });
     step("one of them back", ClusterEntry::Join { node: spec(1, 2), now_ms: 0 });
+    step("and ready", ClusterEntry::Ready { session: session(1, 2) });
 }

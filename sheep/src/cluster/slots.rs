@@ -74,15 +74,19 @@ pub struct Eligible {
     /// The session in which it was in sync.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub start: u64,
-    /// How far the log of that session's process had come when it died, once a later process has said so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reached: Option<u64>,
+    /// How far the log of that session's process had come when it died, once a later process has said so; until then zero.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reached: u64,
 }
 
 impl Eligible {
     /// How far the log of its process had come, as a later session of the node tells it.
     fn reached_before(&self, later: Live<'_>) -> Option<u64> {
-        self.reached.or_else(|| later.reached_by(self.start).filter(|_| self.start > 0))
+        self.has_said().or_else(|| later.reached_by(self.start).filter(|_| self.start > 0))
+    }
+
+    fn has_said(&self) -> Option<u64> {
+        (self.reached > 0).then_some(self.reached)
     }
 }
 
@@ -282,7 +286,7 @@ impl SlotConfig {
         let fallen = self.eligible.iter().filter(|e| e.since == 0);
         let of_fallen = fallen.filter_map(|e| match live(e.node) {
             Some(l) => e.reached_before(l),
-            None => e.reached,
+            None => e.has_said(),
         });
         of_set.chain(of_fallen).any(|reached| reached < one.since)
     }
@@ -312,7 +316,7 @@ impl SlotConfig {
             boot: if m.state == MemberState::InSync { m.boot } else { 0 },
             since: now,
             start: m.session.start,
-            reached: m.reached,
+            reached: m.reached.unwrap_or_default(),
         });
         let known = self.eligible.iter().map(|e| Eligible {
             since: if e.since == 0 || resumes && self.is_proved(e, live) { now } else { e.since },
@@ -325,7 +329,7 @@ impl SlotConfig {
             if let Some(l) = live(one.node) {
                 one.boot = if l.boot == one.boot { one.boot } else { 0 };
                 // A process remembers a few that were before it, this is remembered for good.
-                one.reached = one.reached_before(l);
+                one.reached = one.reached_before(l).unwrap_or_default();
             }
             // One of those that acknowledge and has nothing but what it flushed has no more than they.
             if one.since == 0 || one.boot != 0 {

@@ -17,8 +17,7 @@ fn state() -> ClusterState {
         since: 0x32,
         reached: Some(0x36),
     });
-    let eligible =
-        vec![Eligible { node: NodeId(0x34), boot: 0x35, since: 0x37, start: 0x38, reached: Some(0x39) }];
+    let eligible = vec![Eligible { node: NodeId(0x34), boot: 0x35, since: 0x37, start: 0x38, reached: 0x39 }];
     let config = SlotConfig { version: 0x33, members: members.into(), eligible };
     ClusterState {
         format: Some(Format {
