@@ -30,8 +30,15 @@ pub(crate) const REACHED_MAX: usize = 4;
 pub(crate) struct Identity {
     /// The node's id, 16 hexadecimal digits.
     pub(crate) node: String,
-    /// How often the directory was started.
+    /// The start counter of its newest process: how often the directory took part in its ring, or was about to.
     pub(crate) start: u64,
+    /// What that process drew, in two halves, since TOML has no unsigned numbers of 64 bits.
+    #[serde(default)]
+    nonce: [u32; 2],
+    /// That process has taken part. One that has not, and so has done nothing, has its start used again: a copy of
+    /// the directory that is turned away however often never comes with a higher one than the directory itself.
+    #[serde(default)]
+    taken: bool,
     /// The ring, 32 hexadecimal digits; absent before it belongs to one.
     pub(crate) cluster: Option<String>,
     /// Whether it was in the ring of one that the `local` driver makes.
@@ -57,7 +64,7 @@ pub(crate) struct Identity {
 pub(crate) struct Seen {
     /// Its start counter.
     start: u64,
-    /// What it drew, as 16 hexadecimal digits would say: here two halves, since TOML has no unsigned ones.
+    /// What it drew, in two halves.
     nonce: [u32; 2],
     /// The start counter of the one before it.
     before: u64,
@@ -67,7 +74,7 @@ impl Seen {
     /// A process says that it is start `start`. Returns what to remember, and the highest start seen of any
     /// other process of the node.
     pub(crate) fn meet(self, start: u64, nonce: u64) -> (Self, u64) {
-        let halves = [(nonce >> 32) as u32, nonce as u32];
+        let halves = halves(nonce);
         if self.nonce == halves && self.start == start {
             return (self, self.before);
         }
@@ -76,6 +83,10 @@ impl Seen {
         }
         (self, self.start)
     }
+}
+
+fn halves(nonce: u64) -> [u32; 2] {
+    [(nonce >> 32) as u32, nonce as u32]
 }
 
 /// Why a directory cannot be used.
@@ -116,6 +127,8 @@ impl Identity {
         Self {
             node: NodeId(random::<u64>().max(1)).to_string(),
             start: 0,
+            nonce: [0, 0],
+            taken: false,
             cluster: None,
             local: false,
             voters: Vec::new(),
@@ -125,6 +138,25 @@ impl Identity {
         }
     }
 
+    /// A process begins.
+    pub(crate) fn begin(&mut self) {
+        if self.taken || self.start == 0 {
+            self.start += 1;
+            self.nonce = halves(random());
+            self.taken = false;
+        }
+    }
+
+    /// What tells the newest process from another one with the same start.
+    pub(crate) fn nonce(&self) -> u64 {
+        u64::from(self.nonce[0]) << 32 | u64::from(self.nonce[1])
+    }
+
+    /// The newest process takes part in its ring from here on.
+    pub(crate) fn take_part(&mut self) {
+        self.taken = true;
+    }
+
     /// The process that has just begun found its log at `index`; 0 if it holds nothing, or is lost, which says
     /// nothing of how far it had come.
     pub(crate) fn note_reached(&mut self, index: u64) {
@@ -132,6 +164,7 @@ impl Identity {
             self.reached.clear();
             return;
         }
+        self.reached.retain(|r| r.before < self.start);
         self.reached.push(Reached { before: self.start, index });
         let spare = self.reached.len().saturating_sub(REACHED_MAX);
         self.reached.drain(..spare);
@@ -294,6 +327,8 @@ mod tests {
         let identity = Identity {
             node: id(0x11),
             start: 2,
+            nonce: [7, 8],
+            taken: true,
             cluster: Some(ClusterId(0x12).to_string()),
             local: true,
             voters: vec![id(0x11), id(0x13)],
@@ -309,9 +344,11 @@ mod tests {
 
     /// Other releases read it: a key may be added with a default, and then only under a new version, since
     /// unknown ones are refused.
-    const GOLDEN: &str = r#"sheepdog-identity 1 aa2a30b8
+    const GOLDEN: &str = r#"sheepdog-identity 1 d4c2e8af
 node = "0000000000000011"
 start = 2
+nonce = [7, 8]
+taken = true
 cluster = "00000000000000000000000000000012"
 local = true
 voters = ["0000000000000011", "0000000000000013"]
@@ -330,11 +367,28 @@ index = 20
 "#;
 
     #[test]
+    fn a_process_that_never_took_part_was_none() {
+        let mut identity = Identity::fresh();
+        identity.begin();
+        let first = (identity.start, identity.nonce());
+        identity.note_reached(10);
+        identity.begin();
+        identity.note_reached(10);
+        assert_eq!((identity.start, identity.nonce()), first);
+        assert_eq!(identity.reached, [Reached { before: 1, index: 10 }]);
+        identity.take_part();
+        identity.begin();
+        assert_eq!(identity.start, 2);
+        assert_ne!(identity.nonce(), first.1);
+    }
+
+    #[test]
     fn how_far_the_log_had_come_is_remembered_of_the_last_processes_unless_it_is_lost() {
         let mut identity = Identity::fresh();
         for start in 1..=6 {
-            identity.start = start;
+            identity.begin();
             identity.note_reached(10 * start);
+            identity.take_part();
         }
         let all: Vec<(u64, u64)> = identity.reached.iter().map(|r| (r.before, r.index)).collect();
         assert_eq!(all, [(3, 30), (4, 40), (5, 50), (6, 60)]);

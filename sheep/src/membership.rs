@@ -40,12 +40,13 @@ use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
 use crate::identity::IdentityFile;
 use crate::introduce::Seeds;
-use crate::machine::{random, wall_ms};
+use crate::machine::wall_ms;
 use crate::peer::{Class, Peers};
 
 pub(crate) use self::greeter::MeshGreeter;
 use self::reach::Silent;
 use self::spec::{bytes_of, info_of, reachable, spec_of};
+pub(crate) use self::start::Standing;
 
 /// How often a waiting node introduces itself.
 const INTRODUCE_EVERY: Duration = Duration::from_millis(300);
@@ -77,7 +78,6 @@ pub(crate) struct Membership {
     seeds: Vec<Address>,
     reach: Arc<dyn Seeds>,
     local: bool,
-    nonce: u64,
     /// Set once this node leaves: the session that ends is not followed by another.
     leaving: AtomicBool,
     /// Why this node must not go on, once that is known.
@@ -124,7 +124,6 @@ impl Membership {
             seeds,
             reach,
             local,
-            nonce: random(),
             leaving: AtomicBool::new(false),
             fatal: tokio::sync::watch::channel(None).0,
         })
@@ -177,7 +176,7 @@ impl Membership {
         let cluster = self.cluster().map(|c| c.0.to_be_bytes().to_vec()).unwrap_or_default();
         let spec = self.spec();
         let reached = spec.reached.iter().map(|r| ReachedInfo { before: r.before, index: r.index }).collect();
-        NodeInfo { cluster, nonce: self.nonce, reached, ..info_of(&spec) }
+        NodeInfo { cluster, reached, ..info_of(&spec) }
     }
 
     /// The nodes known before there is a ring, this one included: those that were heard of lately.
@@ -215,7 +214,8 @@ impl Membership {
         let other = state
             .node(speaker)
             .is_some_and(|n| n.live_session().is_some() && n.spec.process != message.me.process);
-        if !(fresh && other) {
+        let doubtful = fresh && other;
+        if !doubtful {
             self.learn(message, from, peers);
         }
         let them = Session::from(message.me.session);
@@ -226,13 +226,16 @@ impl Membership {
         if let Some(logged) = state.node(them.node).filter(|n| n.spec.process != message.me.process) {
             seen = seen.max(logged.spec.session.start);
         }
-        if now != remembered
+        if message.remember
+            && !doubtful
+            && now != remembered
             && let Err(error) = identity.update(|i| _ = i.seen.insert(id, now))
         {
             tracing::error!(%error, "a start counter could not be remembered");
         }
         drop(identity);
-        IntroduceMessage { start_seen: seen, removed: state.is_removed(them.node), ..self.message() }
+        let removed = state.is_removed(them.node);
+        IntroduceMessage { start_seen: seen, duplicate: doubtful, removed, ..self.message() }
     }
 
     /// Takes over what somebody says of itself and of others.
@@ -281,8 +284,9 @@ impl Membership {
         node: NodeId,
         peers: &Peers,
         state: &ClusterState,
+        message: IntroduceMessage,
     ) -> Option<IntroduceMessage> {
-        let meta = self.message().encode_to_vec().into();
+        let meta = message.encode_to_vec().into();
         let call =
             peers.call(node, Class::Control, op::INTRODUCE, meta, Payload::empty(), Some(INTRODUCE_PATIENCE));
         let reply = call.await.ok().filter(|r| r.status == Status::Ok as u16)?;
@@ -350,7 +354,7 @@ impl Membership {
                     _ = self.introduce_to_seed(seed, &ring.peers, &state).await;
                 }
                 let known: Vec<NodeId> = self.known.lock().keys().copied().collect();
-                let asked = known.iter().map(|n| self.introduce_to(*n, &ring.peers, &state));
+                let asked = known.iter().map(|n| self.introduce_to(*n, &ring.peers, &state, self.message()));
                 futures::future::join_all(asked).await;
                 tokio::time::sleep(INTRODUCE_EVERY).await;
             } else {
@@ -359,14 +363,15 @@ impl Membership {
         }
     }
 
-    /// The state's addresses go to the transport, and with the voters to the directory.
+    /// The state's addresses go to the transport, and with the voters and the newest processes to the directory.
     fn follow(&self, state: &ClusterState, peers: &Peers, log: &ClusterLog<ClusterState>) {
         let Some(format) = state.format() else { return };
         let me = self.me.session().node;
-        let mut addresses = BTreeMap::new();
+        let (mut addresses, mut processes) = (BTreeMap::new(), Vec::new());
         for node in state.nodes().filter(|n| n.spec.session.node != me) {
             let id = node.spec.session.node;
             addresses.insert(id.to_string(), node.spec.mesh.clone());
+            processes.push((id.to_string(), node.spec.session.start, node.spec.nonce));
             if let Ok(address) = node.spec.mesh.parse()
                 && peers.address(id) != Some(address)
             {
@@ -381,6 +386,10 @@ impl Membership {
             i.cluster = Some(format.cluster.to_string());
             i.peers = addresses;
             i.voters = voters;
+            for (id, start, nonce) in processes {
+                let seen = i.seen.entry(id).or_default();
+                *seen = seen.meet(start, nonce).0;
+            }
             i.local = self.local;
         });
         if let Err(error) = result {

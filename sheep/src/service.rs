@@ -97,8 +97,14 @@ impl NodeService {
         let started = self.started.get();
         let state = started.map(|s| s.ring.view.state()).unwrap_or_default();
         let fresh = started.is_some_and(|s| s.ring.lease.is_valid());
+        let node = NodeId(message.me.session.node);
+        let outdated =
+            started.zip(message.holds).is_some_and(|(s, holds)| s.ring.leader.is_outdated(node, holds));
         let membership = self.membership.clone();
-        Some(move || membership.introduced(&message, from, &peers, &state, fresh))
+        Some(move || IntroduceMessage {
+            outdated,
+            ..membership.introduced(&message, from, &peers, &state, fresh)
+        })
     }
 
     fn control(&self, started: Arc<Started>, request: Request, reply: Responder) {

@@ -42,6 +42,7 @@ fn spec(node: usize, start: u64) -> NodeSpec {
     NodeSpec {
         session: session(node, start),
         process: start,
+        nonce: 0,
         boot: u128::MAX,
         admin: format!("{host}7000"),
         mesh: format!("{host}7001"),

@@ -285,6 +285,76 @@ fn a_copied_directory_is_not_taken_for_the_node() {
 }
 
 #[test]
+fn the_copy_of_a_directory_in_use_is_turned_away_and_the_original_goes_on() {
+    let mut ring = Ring::formatted(3);
+    ring.create("vol", "64M");
+    ring.open(0, "vol").write(0, &[1; 8192]).expect("written");
+    let leader = ring.leader();
+    for original in [leader, (leader + 1) % 3] {
+        let id = ring.id(original);
+        let copy = ring.work().join(format!("copy{original}"));
+        let (from, to) = (ring[original].dir.display().to_string(), copy.display().to_string());
+        tests::tool::run(Duration::from_secs(30), "cp", &["-a", &from, &to]).ok();
+        let options = ring[original].options.clone();
+        let other = ring.add(options);
+        ring[other].dir.clone_from(&copy);
+        // As often as a supervisor tries.
+        for _ in 0..3 {
+            let Err(refusal) = ring[other].try_start() else {
+                // The original's log has grown meanwhile: the copy is an older one, and another node.
+                let new = ring.id(other);
+                assert_ne!(new, id);
+                ring[other].kill();
+                wait::until(Duration::from_secs(20), "it is removed again", || {
+                    let output = ring.dog(leader, &["node", "remove", &new]);
+                    if output.status == 0 { Ok(()) } else { Err(output) }
+                });
+                break;
+            };
+            assert!(refusal.stderr.contains("is running elsewhere: this directory is a copy"), "{refusal:?}");
+        }
+        ring.open(0, "vol").write(0, &[2; 8192]).expect("written");
+        ring[original].kill();
+        ring[original].start();
+        assert_eq!(ring.id(original), id, "the next process of the original is the node");
+        ring.wait_full();
+    }
+    let read = ring.open(leader, "vol").read(0, 8192).expect("read");
+    assert_eq!(read, [2; 8192]);
+}
+
+#[test]
+fn a_directory_that_is_put_back_while_its_ring_goes_on_is_not_taken_for_the_node() {
+    let mut ring = Ring::formatted(3);
+    let victim = (ring.leader() + 1) % 3;
+    let id = ring.id(victim);
+    let (dir, copy) = (ring[victim].dir.clone(), ring.work().join("copy"));
+    let (from, to) = (dir.display().to_string(), copy.display().to_string());
+    tests::tool::run(Duration::from_secs(30), "cp", &["-a", &from, &to]).ok();
+    // The same process goes on: only its log tells that it was later than the copy.
+    ring.create("vol", "64M");
+    let mut client = ring.open(0, "vol");
+    client.write(0, &[1; 8192]).expect("written");
+    wait::until(Duration::from_secs(10), "it has heard of the VDI", || {
+        let output = ring.dog(victim, &["vdi", "list"]);
+        if output.stdout.contains("vol") { Ok(()) } else { Err(output) }
+    });
+    ring[victim].kill();
+    fs::rename(&dir, ring.work().join("newer")).expect("moved");
+    fs::rename(&copy, &dir).expect("moved");
+    ring[victim].start();
+    assert_ne!(ring.id(victim), id);
+    assert!(ring[victim].log().contains("older than what the ring has seen of it"));
+    wait::until(Duration::from_secs(20), "what was there before is removed", || {
+        let output = ring.dog(victim, &["node", "remove", &id]);
+        if output.status == 0 { Ok(()) } else { Err(output) }
+    });
+    ring.wait_full();
+    let read = ring.open(victim, "vol").read(0, 8192).expect("read");
+    assert_eq!(read, [1; 8192]);
+}
+
+#[test]
 fn a_removed_node_ends_although_its_own_log_still_has_it() {
     let mut ring = Ring::formatted(4);
     let id = ring.id(3);

@@ -109,6 +109,7 @@ impl World {
         NodeSpec {
             session: Session { node: NodeId(node), start: process.start },
             process: process.start,
+            nonce: 0,
             boot: process.boot,
             admin: format!("127.0.0.1:{}", 7000 + node),
             mesh: format!("127.0.0.1:{}", 8000 + node),

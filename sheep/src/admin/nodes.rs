@@ -157,6 +157,7 @@ pub(super) mod tests {
             vnodes: 128,
             gateway: false,
             reached: Vec::new(),
+            nonce: 0,
         }
     }
 

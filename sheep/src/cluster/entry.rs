@@ -17,6 +17,9 @@ pub struct NodeSpec {
     /// The start counter with which its process began: the process may outlive a session, and its clients'
     /// requests with it.
     pub process: u64,
+    /// What tells its process from another with the same start.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub nonce: u64,
     /// The machine's boot, so that a restart of the process can be told from a loss of memory.
     pub boot: u128,
     /// Where its admin API listens, `host:port`.
@@ -32,6 +35,10 @@ pub struct NodeSpec {
     /// How far its log had come when its last processes began, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reached: Vec<Reached>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// How far a node's log had come when one of its processes began: earlier ones have acted on nothing beyond.

@@ -112,6 +112,7 @@ fn spec(source: &mut Source<'_>, node: u64, start: u64) -> NodeSpec {
     NodeSpec {
         session: Session { node: NodeId(node), start },
         process: start,
+        nonce: 0,
         boot: u128::from(shape >> 2 & 3),
         admin: String::new(),
         mesh: String::new(),

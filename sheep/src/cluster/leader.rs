@@ -21,6 +21,7 @@ use super::detector::{Detector, Verdict};
 use super::entry::{ClusterEntry, ClusterReply, NodeSpec, Refusal};
 use super::lease::Grants;
 use super::log::{ClusterLog, Role};
+use super::session::Me;
 use super::state::{ClusterState, Node, NodeStatus};
 use super::view::View;
 use crate::machine::wall_ms;
@@ -50,12 +51,16 @@ struct Term {
 /// The leader's part of a node.
 pub(crate) struct Leader {
     me: NodeId,
+    /// The start counter with which this process began.
+    process: u64,
     log: ClusterLog<ClusterState>,
     view: View,
     clock: Arc<dyn Clock>,
     net: Arc<dyn Net>,
     dead_after: Duration,
     term: Mutex<Option<Term>>,
+    /// Up to where the directories of nodes have held the log, as this node saw while it led. That stays true.
+    held: Mutex<BTreeMap<NodeId, u64>>,
     news: Notify,
 }
 
@@ -81,14 +86,32 @@ pub(crate) enum JoinError {
 
 impl Leader {
     pub(crate) fn new(
-        me: NodeId,
+        me: &Me,
         log: ClusterLog<ClusterState>,
         view: View,
         clock: Arc<dyn Clock>,
         net: Arc<dyn Net>,
         dead_after: Duration,
     ) -> Arc<Self> {
-        Arc::new(Self { me, log, view, clock, net, dead_after, term: Mutex::new(None), news: Notify::new() })
+        let (term, held, news) = (Mutex::new(None), Mutex::default(), Notify::new());
+        let (me, process) = (me.session().node, me.process);
+        Arc::new(Self { me, process, log, view, clock, net, dead_after, term, held, news })
+    }
+
+    /// Whether a node's directory has held more of the log than up to `index`, as far as this node knows: what
+    /// holds no more now is a copy made earlier, and must not vote.
+    pub(crate) fn is_outdated(&self, node: NodeId, index: u64) -> bool {
+        self.note_held();
+        self.held.lock().get(&node).is_some_and(|held| *held > index)
+    }
+
+    fn note_held(&self) {
+        let seen = self.log.held();
+        let mut held = self.held.lock();
+        for (node, index) in seen {
+            let known = held.entry(node).or_default();
+            *known = index.max(*known);
+        }
     }
 
     /// Runs `f` on this term's knowledge, if this node leads.
@@ -146,6 +169,9 @@ impl Leader {
         unreached: &BTreeSet<NodeId>,
         now_ms: u64,
     ) -> Result<u64, JoinError> {
+        if node.session.node == self.me && node.process != self.process {
+            return Err(JoinError::StillAlive);
+        }
         let state = self.view.state();
         self.reaches_all(node.session.node, unreached, &state)?;
         let last = state.node(node.session.node).and_then(Node::live_session);
@@ -308,7 +334,9 @@ impl Leader {
         });
         let metrics = self.log.metrics();
         let voters = choose_voters(&state, &metrics.voters, self.me);
+        self.note_held();
         let members: BTreeSet<NodeId> = state.nodes().map(|n| n.spec.session.node).collect();
+        self.held.lock().retain(|node, _| members.contains(node));
         let learners: BTreeSet<NodeId> = members.difference(&voters).copied().collect();
         if !voters.is_empty() && (voters != metrics.voters || learners != metrics.learners) {
             match self.log.set_members(voters, learners, LOG_PATIENCE).await {
@@ -457,6 +485,7 @@ mod tests {
             vnodes: 1,
             gateway: false,
             reached: Vec::new(),
+            nonce: 0,
         };
         let nodes = (1..).zip(zones).map(spec).collect();
         let copies = wire::policy::Copies::new(copies).expect("in range");

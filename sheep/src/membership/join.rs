@@ -104,7 +104,7 @@ impl Membership {
     }
 
     /// Begins a new session of this process; false if the directory cannot remember it.
-    fn next_session(&self) -> bool {
+    pub(super) fn next_session(&self) -> bool {
         let mut identity = self.identity.lock();
         if let Err(error) = identity.update(|i| i.start += 1) {
             self.stop(format!("cannot begin a new session: {error}"));
@@ -156,12 +156,17 @@ impl Membership {
     /// The leader's side of a join, for a node that asked it.
     async fn join_here(&self, ring: &Ring, spec: NodeSpec, unreached: &BTreeSet<NodeId>) -> IntroduceMessage {
         let mut reply = self.message();
+        let nonce = spec.nonce;
         match ring.leader.join(spec, unreached, wall_ms()).await {
             Ok(_) => reply.joined = true,
             Err(JoinError::NotLeader | JoinError::Log(_)) => {}
-            // Either another process is the node, or this one has not heard yet that its session is over.
-            Err(JoinError::StillAlive | JoinError::Refused(Refusal::StartNotHigher { .. })) => {
-                reply.duplicate = true;
+            Err(JoinError::StillAlive) => reply.duplicate = true,
+            // Either another process is the node, or this one has not heard that it was let in, and taken for dead.
+            Err(JoinError::Refused(Refusal::StartNotHigher { node, start, seen })) => {
+                let state = ring.view.state();
+                let same = state.node(node).is_some_and(|n| n.spec.nonce == nonce);
+                reply.over = same && start == seen;
+                reply.duplicate = !reply.over;
             }
             Err(JoinError::Refused(Refusal::NodeRemoved(node))) => {
                 reply.removed = true;
@@ -189,6 +194,10 @@ impl Membership {
             });
         }
         if ring.leader.leads() {
+            let outdated = message.holds.is_some_and(|at| ring.leader.is_outdated(spec.session.node, at));
+            if outdated {
+                return Some(IntroduceMessage { outdated, ..self.message() });
+            }
             return Some(self.join_here(ring, spec, &unreached_by(&message)).await);
         }
         let leader = ring.log.leader()?.node;

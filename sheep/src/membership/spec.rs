@@ -21,7 +21,7 @@ pub(super) fn info_of(spec: &NodeSpec) -> NodeInfo {
         vnodes: spec.vnodes,
         gateway: spec.gateway,
         process: spec.process,
-        nonce: 0,
+        nonce: spec.nonce,
         reached: Vec::new(),
         cluster: Vec::new(),
     }
@@ -42,6 +42,7 @@ pub(super) fn spec_of(info: &NodeInfo) -> Option<NodeSpec> {
     sound.then(|| NodeSpec {
         session,
         process: info.process,
+        nonce: info.nonce,
         boot,
         admin: info.admin.clone(),
         mesh: info.mesh.clone(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use prost::Message;
 use tokio::time::Instant;
 use wire::frame::Payload;
-use wire::id::NodeId;
+use wire::id::{NodeId, Session};
 use wire::peer::{IntroduceMessage, op};
 
 use super::{DUPLICATE_AFTER, INTRODUCE_EVERY, INTRODUCE_PATIENCE, JOIN_AGAIN, Membership};
@@ -15,28 +15,65 @@ use crate::peer::{Class, Peers};
 /// Whoever finds no leader for this long starts its log without having been let in.
 const NO_LEADER_AFTER: Duration = Duration::from_millis(1_500);
 
+/// What the others make of a used directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nobody knows anything newer of its node.
+    Newest,
+    /// A copy made earlier, or one that another process has gone on from.
+    Outdated,
+}
+
+/// Who is to answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// Whoever there is: where there is a leader, it will decide.
+    Anybody,
+    /// Those that have written down that this process began.
+    WhoRemembers,
+}
+
+/// What came of asking to be let in.
+enum Joining {
+    Joined,
+    Outdated,
+    NoLeader,
+}
+
 impl Membership {
-    /// Asks the peers that a used directory remembers for the highest start counter seen of this node,
-    /// until enough of them have answered: a majority of the log's voters, this node counted (rule 3).
+    /// Finds out whether a used directory, which holds the log up to `holds`, is the newest of its node, before the
+    /// log starts: a copy must not vote (rule 3). Where there is a leader it lets the node in or not; where there
+    /// is none, the log is needed to make one, and a majority of its voters, this node counted, has heard that
+    /// this process began.
     ///
-    /// Returns the highest start seen; not below this node's own means that the directory was copied or
-    /// rolled back. An error says why the node must not start.
-    pub(crate) async fn start_seen(&self, peers: &Peers) -> Result<u64, String> {
+    /// An error says why the node must not start. Cancel-safe.
+    pub(crate) async fn standing(&self, peers: &Peers, holds: u64) -> Result<Standing, String> {
+        if self.start_seen(peers, holds, Asked::Anybody).await? == Standing::Outdated {
+            return Ok(Standing::Outdated);
+        }
+        match self.join_first(peers, holds).await? {
+            Joining::Joined => Ok(Standing::Newest),
+            Joining::Outdated => Ok(Standing::Outdated),
+            Joining::NoLeader => self.start_seen(peers, holds, Asked::WhoRemembers).await,
+        }
+    }
+
+    async fn start_seen(&self, peers: &Peers, holds: u64, asked: Asked) -> Result<Standing, String> {
         let mut fatal = self.fatal();
         tokio::select! {
-            seen = self.ask_start_seen(peers) => Ok(seen),
+            seen = self.ask_start_seen(peers, holds, asked) => Ok(seen),
             why = fatal.wait_for(Option::is_some) => Err(why.ok().and_then(|w| w.clone()).unwrap_or_default()),
         }
     }
 
     /// Asks to be let in before this node's log starts: while its last session is alive the directory is a
-    /// copy, and a copy must not vote. Where no leader can say, the log is needed to make one.
-    pub(crate) async fn join_first(&self, peers: &Peers) -> Result<(), String> {
+    /// copy.
+    async fn join_first(&self, peers: &Peers, holds: u64) -> Result<Joining, String> {
         let mut began = Instant::now();
         let mut heard = began;
         let mut told = false;
         loop {
-            let message = self.message_to_join(peers).await;
+            let message = IntroduceMessage { holds: Some(holds), ..self.message_to_join(peers).await };
             let known: Vec<NodeId> = self.known.lock().keys().copied().collect();
             let mut answered = false;
             let mut waits = false;
@@ -50,8 +87,16 @@ impl Membership {
                     continue;
                 }
                 answered = true;
+                if reply.outdated {
+                    return Ok(Joining::Outdated);
+                }
                 if !reply.refused.is_empty() {
                     return Err(reply.refused);
+                }
+                if reply.over {
+                    // A request to join that seemed lost was answered after all.
+                    self.next_session();
+                    break;
                 }
                 if !reply.wait.is_empty() {
                     waits = true;
@@ -61,7 +106,7 @@ impl Membership {
                     }
                 }
                 if !reply.duplicate && reply.joined {
-                    return Ok(());
+                    return Ok(Joining::Joined);
                 }
             }
             if answered {
@@ -77,15 +122,16 @@ impl Membership {
                 ));
             }
             if heard.elapsed() > NO_LEADER_AFTER {
-                return Ok(());
+                return Ok(Joining::NoLeader);
             }
             tokio::time::sleep(JOIN_AGAIN).await;
         }
     }
 
-    async fn ask_start_seen(&self, peers: &Peers) -> u64 {
+    /// Asks the peers that the directory remembers what they have seen of this node, until enough have answered.
+    async fn ask_start_seen(&self, peers: &Peers, holds: u64, asked: Asked) -> Standing {
         let identity = self.identity.lock().identity.clone();
-        let me = self.me.session().node;
+        let Session { node: me, start } = self.me.session();
         let voters: Vec<NodeId> = identity.voters.iter().filter_map(|v| v.parse().ok()).collect();
         let others: Vec<NodeId> = self.known.lock().keys().copied().filter(|n| *n != me).collect();
         // When the whole ring starts at once, nobody is there yet to tell where the others are.
@@ -96,19 +142,26 @@ impl Membership {
         }
         let need = voters.len() / 2 + 1;
         let mut answered: Vec<NodeId> = vec![me];
-        let mut seen = 0;
         let began = Instant::now();
         let mut told = false;
         let empty = ClusterState::default();
         loop {
-            let asked = others
+            let message = IntroduceMessage {
+                holds: Some(holds),
+                remember: asked == Asked::WhoRemembers,
+                ..self.message()
+            };
+            let questions = others
                 .iter()
                 .filter(|n| !answered.contains(n))
-                .map(|n| async move { (*n, self.introduce_to(*n, peers, &ClusterState::default()).await) });
-            for (node, reply) in futures::future::join_all(asked.collect::<Vec<_>>()).await {
-                if let Some(reply) = reply {
+                .map(|n| async { (*n, self.introduce_to(*n, peers, &empty, message.clone()).await) });
+            for (node, reply) in futures::future::join_all(questions.collect::<Vec<_>>()).await {
+                let Some(reply) = reply else { continue };
+                if reply.outdated || reply.start_seen >= start {
+                    return Standing::Outdated;
+                }
+                if asked == Asked::Anybody || !reply.duplicate {
                     answered.push(node);
-                    seen = seen.max(reply.start_seen);
                 }
             }
             let have = voters.iter().filter(|v| answered.contains(v)).count();
@@ -116,7 +169,7 @@ impl Membership {
             let enough =
                 if voters.is_empty() { answered.len() > 1 || others.is_empty() } else { have >= need };
             if enough {
-                return seen;
+                return Standing::Newest;
             }
             for seed in &self.seeds {
                 // Peers may have moved: whoever is behind a seed tells where they are now.

@@ -136,6 +136,7 @@ pub(super) fn spec(node: usize, start: u8, process: u8, boot: u8, reached: &[(u8
     NodeSpec {
         session: session(node, start),
         process: process.into(),
+        nonce: 0,
         boot: boot.into(),
         admin: String::new(),
         mesh: String::new(),

@@ -23,10 +23,10 @@ use crate::cluster::state::ClusterState;
 use crate::cluster::view::View;
 use crate::config::{ClusterConfig, Config};
 use crate::gateway::{Forwarded, Gateway};
-use crate::identity::IdentityFile;
+use crate::identity::{Identity, IdentityFile};
 use crate::introduce::Seeds;
 use crate::machine::{blocking, wall_ms};
-use crate::membership::{Membership, MeshGreeter, Ring};
+use crate::membership::{Membership, MeshGreeter, Ring, Standing};
 use crate::peer::{Listener, Net, Peers};
 use crate::recovery::Recovery;
 use crate::replica::Replica;
@@ -120,8 +120,8 @@ impl Start<'_> {
             ClusterConfig::Local => Vec::new(),
             ClusterConfig::Mesh { seeds, .. } => seeds.clone(),
         };
-        let reached = identity.identity.reached.clone();
-        let spec = NodeSpec { reached, ..spec_of(self.config, me, &self.places) };
+        let (reached, nonce) = (identity.identity.reached.clone(), identity.identity.nonce());
+        let spec = NodeSpec { reached, nonce, ..spec_of(self.config, me, &self.places) };
         let membership =
             Membership::new(me.clone(), spec, identity, seeds, self.seams.seeds.clone(), self.local);
         let service = Arc::new(NodeService {
@@ -156,11 +156,13 @@ impl Start<'_> {
             let fresh = IdentityFile::open(ground.fs.clone(), &ground.dir)?;
             let identity = std::mem::replace(&mut ground.identity, fresh);
             let (membership, service, mesh) = self.mesh(&me, identity).await?;
-            if self.local || membership.identity().lock().identity.cluster.is_none() {
-                return Ok(Somebody { me, membership, service, mesh, log });
-            }
-            if membership.start_seen(&mesh.peers).await.map_err(NodeError::Fatal)? < me.session().start {
-                membership.join_first(&mesh.peers).await.map_err(NodeError::Fatal)?;
+            let alone = self.local || membership.identity().lock().identity.cluster.is_none();
+            let standing = match alone {
+                true => Standing::Newest,
+                false => membership.standing(&mesh.peers, log.reached()).await.map_err(NodeError::Fatal)?,
+            };
+            if standing == Standing::Newest {
+                membership.identity().lock().update(Identity::take_part)?;
                 return Ok(Somebody { me, membership, service, mesh, log });
             }
             mesh.stop().await;
@@ -208,10 +210,10 @@ impl Core {
         let net = Arc::new(MeshLogNet { peers: mesh.peers.clone(), membership: membership.clone() });
         let clock = seams.clock.clone();
         let log = ClusterLog::start(opened, start.log_config(&me), net, clock.clone()).await?;
-        let (view, node) = (View::new(log.watch()), me.session().node);
+        let view = View::new(log.watch());
         let lease = Arc::new(Lease::new(clock.clone()));
         let leader =
-            Leader::new(node, log.clone(), view.clone(), clock, seams.net.clone(), config.timing.dead_after);
+            Leader::new(&me, log.clone(), view.clone(), clock, seams.net.clone(), config.timing.dead_after);
         let ring = Arc::new(Ring {
             log: log.clone(),
             view: view.clone(),
@@ -341,6 +343,7 @@ fn spec_of(config: &Config, me: &Me, places: &Places) -> NodeSpec {
     NodeSpec {
         session,
         process: me.process,
+        nonce: 0,
         boot: me.boot,
         admin: places.admin.to_string(),
         mesh: places.mesh.to_string(),

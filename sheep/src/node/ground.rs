@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::NodeError;
-use crate::identity::IdentityFile;
+use crate::identity::{Identity, IdentityFile};
 use crate::machine::wall_ms;
 use crate::store::{FileSystem, NotedFs, lockfile};
 
@@ -73,7 +73,7 @@ pub(crate) fn prepare(
             dir,
         });
     }
-    identity.update(|i| i.start += 1)?;
+    identity.update(Identity::begin)?;
     Ok(Ground { fs, dir, identity, lock, boot })
 }
 
@@ -103,6 +103,6 @@ pub(super) fn set_aside(ground: &mut Ground) -> Result<(), NodeError> {
          aside, and the node joins as a new, empty one"
     );
     ground.identity.forget()?;
-    ground.identity.update(|i| i.start = 1)?;
+    ground.identity.update(Identity::begin)?;
     Ok(())
 }

@@ -87,6 +87,8 @@ impl Pass<'_> {
         // Begin to listen before asking what there is.
         self.fill(|_| ())?;
         let mut listed = self.list().await?;
+        // What a deleted VDI left goes by itself, here and there, whatever has become of it.
+        listed.retain(|l| !self.state.is_deleted(l.object.oid().creator()));
         let mut own = self.own().await?;
         // Objects in use first: their writes wait for us.
         listed.sort_by_key(|l| {
@@ -119,6 +121,7 @@ impl Pass<'_> {
         // What came to be, or was written too early, since the list was made.
         for name in self.fill(|fill| fill.unfilled())? {
             match there.get(&name) {
+                _ if self.state.is_deleted(name.0.creator()) => self.fill(|fill| fill.removed(name))?,
                 Some(object) => self.pull(*object, None).await?,
                 None => return Err(NotNow),
             }

@@ -22,6 +22,7 @@ pub(super) fn ring() -> ClusterState {
         vnodes: 8,
         gateway: false,
         reached: Vec::new(),
+        nonce: 0,
     };
     let mut state = ClusterState::default();
     let entries = [

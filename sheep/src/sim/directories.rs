@@ -9,26 +9,42 @@ use super::fault::{Fault, heal, judge};
 use super::net::Machine;
 use super::world::World;
 use crate::store::SimFs;
+use wire::id::Session;
 
 /// Whether a machine's directory may go back to its backup.
 pub(super) fn can_roll_back(world: &World, victim: Machine) -> bool {
     world.can_lose_disk(victim) && is_outdated(world, victim)
 }
 
-/// Whether the others have seen a later process of a machine's node than the one that its backup is of.
-pub(super) fn is_outdated(world: &World, machine: Machine) -> bool {
-    let backup = world.hosts[machine].backup.as_ref().map(|(_, session)| *session);
-    let later = |r: super::process::Running| {
-        backup.is_some_and(|s| r.process.node == s.node && r.process.start > s.start)
-    };
-    world.running(machine).is_some_and(later)
+/// What a directory was at some time.
+pub(super) struct Backup {
+    pub(super) disk: SimFs,
+    /// The process that used it.
+    session: Session,
+    /// The index up to which it held the log, or a bit less.
+    held: u64,
 }
 
-/// Copies a machine's directory and starts its sheep again: a process later the copy is older than what the others
-/// have seen of the node.
+/// Whether the others can tell that a machine's backup is one: they have seen a later process of its node, or that
+/// its directory held more of the log.
+pub(super) fn is_outdated(world: &World, machine: Machine) -> bool {
+    let Some(Backup { session, held, .. }) = &world.hosts[machine].backup else { return false };
+    let Some(now) = world.running(machine).map(|r| r.process).filter(|p| p.node == session.node) else {
+        return false;
+    };
+    let sees_more = |m| world.running(m).is_some_and(|r| r.ring.leader.is_outdated(now.node, *held));
+    now.start > session.start || world.present().any(|m| m != machine && sees_more(m))
+}
+
+/// Copies a machine's directory, and may start its sheep again: a process later, or when its log has grown, the copy
+/// is older than what the others have seen of the node.
 pub(super) fn back_up(world: &mut World, machine: Machine) {
-    let session = world.running(machine).map(|r| r.process);
-    world.hosts[machine].backup = session.map(|s| (world.hosts[machine].drive().copy(), s));
+    let Some(session) = world.running(machine).map(|r| r.process) else { return };
+    let held = world.last_index(session);
+    world.hosts[machine].backup = Some(Backup { disk: world.hosts[machine].drive().copy(), session, held });
+    if world.rng.random() {
+        return;
+    }
     world.kill(machine);
     let away = Duration::from_millis(world.rng.random_range(1..100));
     world.hosts[machine].back_at = Some(world.now + away);
@@ -40,14 +56,18 @@ pub(super) fn can_be_copied_to(world: &World, fault: Fault, victim: Machine) -> 
     // A directory that goes on elsewhere has lost what its machine's kernel had. The copies in the one that makes
     // room for it are lost too, and the third has to be enough.
     let many = fault == Fault::CopyDir || state.slots().all(|(copies, ..)| copies.get() > 2);
-    let room = world.hosts[victim].absent || many && world.can_lose_disk(victim);
+    let stores =
+        fault == Fault::CopyDir || world.hosts[victim].absent || world.storing().any(|m| m == victim);
+    let room = stores && (world.hosts[victim].absent || many && world.can_lose_disk(victim));
     room && !world.fragile && !to_copy(world, fault, victim).is_empty()
 }
 
-/// Whose directories may be copied. Of one in use only an old copy is found out: one that is older than its process.
+/// Whose directories may be copied. A copy of one in use is found out if it is old, or while the others see the sheep
+/// that uses it.
 fn to_copy(world: &World, fault: Fault, to: Machine) -> Vec<Machine> {
+    let found_out = |m| is_outdated(world, m) || world.can_lose_disk(m);
     let may = |m: &Machine| *m != to && world.running(*m).is_some();
-    let may = |m: &Machine| may(m) && (fault == Fault::MoveDir || is_outdated(world, *m));
+    let may = |m: &Machine| may(m) && (fault == Fault::MoveDir || found_out(*m));
     world.storing().filter(may).collect()
 }
 
@@ -59,16 +79,18 @@ pub(super) fn copy_directory(world: &mut World, disks: &Disks, fault: Fault, to:
     world.story.tell(format!("the directory of {from} is copied to {to}"));
     let disk = if fault == Fault::MoveDir {
         world.kill(from);
-        world.hosts[from].node = None;
+        let node = world.hosts[from].node.take();
+        world.moved.extend(node);
         let away = Duration::from_millis(world.rng.random_range(1_000..8_000));
         world.hosts[from].back_at = Some(world.now + away);
         judge(world, disks);
         world.hosts[from].drive().copy()
     } else {
-        let backup = world.hosts[from].backup.take();
-        backup.map_or_else(SimFs::new, |(disk, _)| disk)
+        let old = is_outdated(world, from).then(|| world.hosts[from].backup.take()).flatten();
+        old.map_or_else(|| world.hosts[from].drive().copy(), |backup| backup.disk)
     };
     if world.hosts[to].absent {
+        world.spare_disks();
         world.place_disk(to, disk);
         world.power_on(to);
     } else {

@@ -12,6 +12,7 @@ use rand::Rng;
 use wire::id::VdiId;
 use wire::policy::Copies;
 
+use super::operator::propose;
 use super::oracle::Oracle;
 use super::world::World;
 use crate::cluster::entry::ClusterEntry;
@@ -163,15 +164,6 @@ impl Disks {
             delete(world, id);
         }
     }
-}
-
-/// Asks any sheep that runs; whether it did is seen in the ring's state.
-fn propose(world: &mut World, entry: ClusterEntry) {
-    let machine = world.rng.random_range(0..world.hosts.len());
-    let Some(running) = world.running(machine) else { return };
-    let Some(process) = &world.hosts[machine].process else { return };
-    let log = running.ring.log.clone();
-    drop(process.spawn(async move { log.propose(entry, PATIENCE).await }));
 }
 
 /// As `dog vdi delete`, but for asking first who has it open.

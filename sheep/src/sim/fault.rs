@@ -171,13 +171,11 @@ fn applies(world: &World, disks: &Disks, fault: Fault, victim: Machine) -> bool 
     if fault == Fault::Grow {
         return world.hosts.iter().any(|h| h.absent);
     }
-    if fault == Fault::MoveDir
-        || fault == Fault::CopyDir && world.storing().any(|m| directories::is_outdated(world, m))
-    {
+    if fault == Fault::MoveDir {
         return directories::can_be_copied_to(world, fault, victim);
     }
     if fault == Fault::CopyDir {
-        return world.storing().any(|m| world.is_up(m));
+        return world.storing().any(|m| world.running(m).is_some());
     }
     if world.hosts[victim].absent {
         return false;
@@ -293,17 +291,18 @@ fn inflict(world: &mut World, disks: &mut Disks, fault: Fault, victim: Machine) 
             world.hosts[victim].back_at = Some(world.now + away);
         }
         Fault::RollBack => match world.hosts[victim].backup.take() {
-            Some((disk, _)) => {
+            Some(backup) => {
                 heal(world);
-                world.lose_disk(victim, disk);
+                world.lose_disk(victim, backup.disk);
+                world.hosts[victim].copied = true;
                 let away = for_ms(world, 1, 3_000);
                 world.hosts[victim].back_at = Some(world.now + away);
             }
             None => directories::back_up(world, victim),
         },
         Fault::Retire => operator::retire(world, victim),
-        Fault::CopyDir if !world.storing().any(|m| directories::is_outdated(world, m)) => {
-            let up: Vec<Machine> = world.storing().filter(|m| world.is_up(*m)).collect();
+        Fault::CopyDir if !directories::can_be_copied_to(world, fault, victim) => {
+            let up: Vec<Machine> = world.storing().filter(|m| world.running(*m).is_some()).collect();
             let of = up[world.rng.random_range(0..up.len())];
             directories::back_up(world, of);
         }

@@ -134,7 +134,7 @@ fn mend(world: &mut World) {
 }
 
 /// Asks any sheep that runs to do it; whether it did is seen in the ring's state.
-fn propose(world: &mut World, entry: ClusterEntry) {
+pub(super) fn propose(world: &mut World, entry: ClusterEntry) {
     let machine = world.rng.random_range(0..world.hosts.len());
     let Some(running) = world.running(machine) else { return };
     let Some(process) = &world.hosts[machine].process else { return };

@@ -229,6 +229,9 @@ impl Simulation {
         let end = self.world.now + time;
         while self.world.now < end {
             self.tick();
+            if let Some(wrong) = self.world.displaced.take() {
+                return Err(wrong);
+            }
             if self.disks.all().any(|disk| !disk.oracle.lock().broken.is_empty()) {
                 return Err("stopped at the first broken promise".to_owned());
             }

@@ -1,6 +1,6 @@
 //! All machines, and time: one thread lets each process run a millisecond, in an order drawn anew each time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
+use super::directories::Backup;
 use super::net::{Machine, Wires};
 use super::operator::{Retiring, Rotten};
 use super::oracle::SECTOR;
@@ -45,8 +46,8 @@ pub(super) struct Host {
     pub(super) absent: bool,
     /// Who its sheep was when last seen.
     pub(super) node: Option<NodeId>,
-    /// What its disk held at some time, and the session of that time.
-    pub(super) backup: Option<(SimFs, Session)>,
+    /// What its disk held at some time.
+    pub(super) backup: Option<Backup>,
     /// A failed disk is seen to then.
     pub(super) repair_at: Option<Duration>,
     /// The oracle knows that a sync has failed.
@@ -93,6 +94,10 @@ pub(super) struct World {
     pub(super) fragile: bool,
     /// Something on a disk is not as it was written, and nobody has mended it yet.
     pub(super) rotten: Option<Rotten>,
+    /// A directory that was the newest of its node has been given up.
+    pub(super) displaced: Option<String>,
+    /// Nodes of which two directories may go on. Where both ask at once, nobody is let in.
+    pub(super) moved: BTreeSet<NodeId>,
     /// How often the membership changed three times while some copy caught up.
     pub(super) epochs_in_recovery: u64,
     /// How often it has since no copy did.
@@ -135,6 +140,8 @@ impl World {
             copies,
             fragile: false,
             rotten: None,
+            displaced: None,
+            moved: BTreeSet::new(),
             epochs_in_recovery: 0,
             epochs: 0,
             left_over: 0,
@@ -218,7 +225,11 @@ impl World {
         (host.plan.disk, host.backup, host.doubted) = (disk, None, false);
         self.gone.extend(host.node.take());
         self.fragile |= !host.plan.gateway_only;
-        // What was to go wrong with the others' disks would be one loss too many.
+        self.spare_disks();
+    }
+
+    /// What was to go wrong with disks would be one loss too many.
+    pub(super) fn spare_disks(&self) {
         for host in &self.hosts {
             host.plan.disk.fail_no_more();
             if !host.has_halted() {
@@ -337,16 +348,23 @@ impl World {
             if let Some(why) = process.ended() {
                 self.story.tell(format!("{machine} has ended: {why}"));
                 self.kill(machine);
-                if why.contains("was removed from its ring") || why.contains("this directory is a copy") {
+                let removed = why.contains("was removed from its ring");
+                if removed || why.contains("this directory is a copy") {
                     // Its operator does what it says.
                     let host = &mut self.hosts[machine];
                     (host.plan.disk, host.backup, host.doubted) = (SimFs::new(), None, false);
                     host.copied = false;
+                    host.node.take_if(|_| removed);
                 }
                 self.hosts[machine].back_at = Some(self.now + RESTART);
             }
         }
         self.note_state();
+    }
+
+    /// How far the log of a process had come when it was last seen.
+    pub(super) fn last_index(&self, process: Session) -> u64 {
+        self.reached.get(&process).copied().unwrap_or_default()
     }
 
     /// Whether a session's log has not come to `index`, as far as its process got.
@@ -368,7 +386,11 @@ impl World {
             let seen = process.look(|r| (r.process, r.ring.log.last_index(), r.view().newer(self.known_at)));
             let Some((session, last_index, newer)) = seen else { continue };
             self.reached.insert(session, last_index);
-            self.hosts[machine].node = Some(session.node);
+            let before = self.hosts[machine].node.replace(session.node);
+            if before.is_some_and(|node| node != session.node && !self.moved.contains(&node)) {
+                self.displaced =
+                    Some(format!("the directory of machine {machine} was the newest and is not used"));
+            }
             self.hosts[machine].copied = false;
             if let Some(applied) = newer {
                 self.tell_slot(&applied.state);

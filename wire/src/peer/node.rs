@@ -103,6 +103,18 @@ pub struct IntroduceMessage {
     /// Reply to JOIN: why not yet, for people. The speaker is to ask again.
     #[prost(string, tag = "9")]
     pub wait: String,
+    /// The index up to which the speaker's directory holds the log; absent once its process takes part in that.
+    #[prost(uint64, optional, tag = "10")]
+    pub holds: Option<u64>,
+    /// Reply: the node of the one spoken to has held more of the log, so its directory is an older copy.
+    #[prost(bool, tag = "11")]
+    pub outdated: bool,
+    /// Reply to JOIN: that session was in the ring, and has ended; its process is to begin another.
+    #[prost(bool, tag = "12")]
+    pub over: bool,
+    /// The speaker goes on without having been let in: whoever answers is to remember that its process began.
+    #[prost(bool, tag = "13")]
+    pub remember: bool,
 }
 
 /// NODE_STATUS's answer.

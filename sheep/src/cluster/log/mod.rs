@@ -302,6 +302,16 @@ impl<M: Machine> ClusterLog<M> {
         }
     }
 
+    /// On the leader: up to where each other node has said that it holds the log durably, of what is certain to
+    /// stay. Empty elsewhere.
+    pub(crate) fn held(&self) -> BTreeMap<NodeId, u64> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow();
+        let applied = metrics.last_applied.map_or(0, |id| id.index);
+        let matched = metrics.replication.iter().flatten();
+        matched.filter_map(|(node, id)| Some((NodeId(*node), id.as_ref()?.index.min(applied)))).collect()
+    }
+
     /// The index of the newest entry here, committed or not; for who looks at every moment.
     #[cfg(test)]
     pub(crate) fn last_index(&self) -> u64 {

@@ -49,6 +49,7 @@ fn node(status: NodeStatus) -> Node {
     let spec = NodeSpec {
         session: SESSION,
         process: 0x13,
+        nonce: 0,
         boot: 0x14,
         admin: "a".to_owned(),
         mesh: "m".to_owned(),

@@ -23,6 +23,7 @@ pub(super) fn spec(node: u64, start: u64, boot: u128) -> NodeSpec {
         vnodes: 128,
         gateway: false,
         reached: Vec::new(),
+        nonce: 0,
     }
 }
 

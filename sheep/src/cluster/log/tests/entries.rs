@@ -28,6 +28,7 @@ fn spec() -> NodeSpec {
         vnodes: 0x17,
         gateway: true,
         reached: Vec::new(),
+        nonce: 0,
     }
 }
 
