@@ -48,17 +48,23 @@ impl Membership {
     ///
     /// An error says why the node must not start. Cancel-safe.
     pub(crate) async fn standing(&self, peers: &Peers, holds: u64) -> Result<Standing, String> {
-        if self.start_seen(peers, holds, Asked::Anybody).await? == Standing::Outdated {
+        if self.start_seen(peers, holds, Asked::Anybody).await? == Some(Standing::Outdated) {
             return Ok(Standing::Outdated);
         }
-        match self.join_first(peers, holds).await? {
-            Joining::Joined => Ok(Standing::Newest),
-            Joining::Outdated => Ok(Standing::Outdated),
-            Joining::NoLeader => self.start_seen(peers, holds, Asked::WhoRemembers).await,
+        loop {
+            match self.join_first(peers, holds).await? {
+                Joining::Joined => return Ok(Standing::Newest),
+                Joining::Outdated => return Ok(Standing::Outdated),
+                Joining::NoLeader => {}
+            }
+            if let Some(standing) = self.start_seen(peers, holds, Asked::WhoRemembers).await? {
+                return Ok(standing);
+            }
         }
     }
 
-    async fn start_seen(&self, peers: &Peers, holds: u64, asked: Asked) -> Result<Standing, String> {
+    /// `None` if there is a leader by now.
+    async fn start_seen(&self, peers: &Peers, holds: u64, asked: Asked) -> Result<Option<Standing>, String> {
         let mut fatal = self.fatal();
         tokio::select! {
             seen = self.ask_start_seen(peers, holds, asked) => Ok(seen),
@@ -129,7 +135,7 @@ impl Membership {
     }
 
     /// Asks the peers that the directory remembers what they have seen of this node, until enough have answered.
-    async fn ask_start_seen(&self, peers: &Peers, holds: u64, asked: Asked) -> Standing {
+    async fn ask_start_seen(&self, peers: &Peers, holds: u64, asked: Asked) -> Option<Standing> {
         let identity = self.identity.lock().identity.clone();
         let Session { node: me, start } = self.me.session();
         let voters: Vec<NodeId> = identity.voters.iter().filter_map(|v| v.parse().ok()).collect();
@@ -158,18 +164,19 @@ impl Membership {
             for (node, reply) in futures::future::join_all(questions.collect::<Vec<_>>()).await {
                 let Some(reply) = reply else { continue };
                 if reply.outdated || reply.start_seen >= start {
-                    return Standing::Outdated;
+                    return Some(Standing::Outdated);
                 }
-                if asked == Asked::Anybody || !reply.duplicate {
-                    answered.push(node);
+                if asked == Asked::WhoRemembers && reply.duplicate {
+                    return None;
                 }
+                answered.push(node);
             }
             let have = voters.iter().filter(|v| answered.contains(v)).count();
             // Killed before it knew the voters, it knew some nodes: any of them will do.
             let enough =
                 if voters.is_empty() { answered.len() > 1 || others.is_empty() } else { have >= need };
             if enough {
-                return Standing::Newest;
+                return Some(Standing::Newest);
             }
             for seed in &self.seeds {
                 // Peers may have moved: whoever is behind a seed tells where they are now.

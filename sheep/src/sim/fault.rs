@@ -25,6 +25,8 @@ pub(super) enum Fault {
     KillLeader,
     /// The process that owns the VDI is killed.
     KillOwner,
+    /// So it is, and all machines lose their power soon after its successor has begun. Only for mutants.
+    KillOwnerThenPower,
     /// A process is asked to stop, and starts again.
     Stop,
     /// A process stands still.
@@ -78,7 +80,7 @@ pub(super) enum Fault {
 }
 
 impl Fault {
-    /// All of them.
+    /// All that are not only for mutants.
     pub(super) const ALL: [Self; 29] = [
         Self::Kill,
         Self::FastRestart,
@@ -130,7 +132,7 @@ pub(super) fn faults_for(mutant: Option<Mutant>) -> &'static [Fault] {
         Some(Mutant::BelieveAnyone | Mutant::NoFencing | Mutant::NoLeaseCheck | Mutant::LateWrites) => PAUSES,
         Some(Mutant::AnyPredecessor | Mutant::ReadsOvertake) => KILLS,
         Some(Mutant::AnyBoot | Mutant::NoMarks | Mutant::MarksDropped | Mutant::NamesUnsynced) => POWER,
-        Some(Mutant::FirstFlushSome) => &[Fault::KillOwner, Fault::RingPowerLoss],
+        Some(Mutant::FirstFlushSome) => &[Fault::KillOwnerThenPower],
         Some(Mutant::ReclaimSoon) => &[Fault::KillOwner, Fault::IsolateOwner, Fault::Mute, Fault::Pause],
         Some(Mutant::DeleteEarly) => &[Fault::RingPowerLoss],
         Some(Mutant::CrcUnchecked) => &[Fault::Rot],
@@ -148,7 +150,7 @@ pub(super) fn strike(world: &mut World, disks: &mut Disks, fired: &mut Fired, am
     let fault = among[world.rng.random_range(0..among.len())];
     let victim = match fault {
         Fault::KillLeader => leader(world),
-        Fault::KillOwner | Fault::IsolateOwner => owner(world),
+        Fault::KillOwner | Fault::KillOwnerThenPower | Fault::IsolateOwner => owner(world),
         Fault::CopyDir | Fault::MoveDir => directories::unused(world),
         // What is rotten at the owner would be served by it.
         Fault::Rot if world.rng.random() => owner(world),
@@ -187,6 +189,7 @@ fn applies(world: &World, disks: &Disks, fault: Fault, victim: Machine) -> bool 
         Fault::PowerLoss
         | Fault::PowerLossMidway
         | Fault::RingPowerLoss
+        | Fault::KillOwnerThenPower
         | Fault::DiskError
         | Fault::SyncError
         | Fault::Wipe
@@ -222,6 +225,11 @@ fn inflict(world: &mut World, disks: &mut Disks, fault: Fault, victim: Machine) 
             world.kill(victim);
             let away = for_ms(world, 300, 8_000);
             world.hosts[victim].back_at = Some(world.now + away);
+        }
+        Fault::KillOwnerThenPower => {
+            world.kill(victim);
+            let time = for_ms(world, 300, 2_500);
+            world.power_goes_at = Some(world.now + time);
         }
         Fault::FastRestart => {
             world.kill(victim);
@@ -334,6 +342,10 @@ pub(super) fn finish(world: &mut World, disks: &Disks) {
     if !halted.is_empty() {
         world.story.tell(format!("the power goes in the middle at {halted:?}"));
         lose_power(world, disks, &halted);
+    }
+    if world.power_goes_at.take_if(|at| *at <= world.now).is_some() {
+        world.story.tell("the power goes everywhere");
+        lose_power(world, disks, &(0..world.hosts.len()).collect::<Vec<_>>());
     }
     for machine in 0..world.hosts.len() {
         let failed = world.hosts[machine].drive().sync_has_failed();

@@ -226,7 +226,7 @@ const CAUGHT_WITHIN: [(Mutant, u64, u64); 23] = [
     (Mutant::AnyBoot, 1, 40),
     (Mutant::NoMarks, 1, 20),
     (Mutant::MarksDropped, 1, 50),
-    (Mutant::FirstFlushSome, 1, 0),
+    (Mutant::FirstFlushSome, 1, 80),
     (Mutant::ReadsOvertake, 1, 150),
     (Mutant::LateWrites, 1, 80),
     (Mutant::NamesUnsynced, 1, 10),

@@ -94,6 +94,8 @@ pub(super) struct World {
     pub(super) fragile: bool,
     /// Something on a disk is not as it was written, and nobody has mended it yet.
     pub(super) rotten: Option<Rotten>,
+    /// All machines lose their power then.
+    pub(super) power_goes_at: Option<Duration>,
     /// A directory that was the newest of its node has been given up.
     pub(super) displaced: Option<String>,
     /// Nodes of which two directories may go on. Where both ask at once, nobody is let in.
@@ -140,6 +142,7 @@ impl World {
             copies,
             fragile: false,
             rotten: None,
+            power_goes_at: None,
             displaced: None,
             moved: BTreeSet::new(),
             epochs_in_recovery: 0,

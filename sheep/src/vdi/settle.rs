@@ -3,10 +3,12 @@
 //!
 //! Called by [`super::takeover`], which asks and patches, and by the small model (`model/`).
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use wire::id::{Generation, Session, Version};
+use wire::peer::AppliedRequest;
 
+use crate::mutant::{Mutant, planted};
 use crate::store::BlockEntry;
 
 /// One copy as its holder describes it.
@@ -51,6 +53,22 @@ pub(crate) fn compare(copies: &[Copy], suspects: &[Session], generation: Generat
     } else {
         Finding::Same(version)
     }
+}
+
+/// The client requests that were applied to an object: those that an in-sync copy names, up to the version that these
+/// had. What another copy has may be nowhere else: a write that an owner which stood still sent to whoever was out.
+pub(crate) fn believed(
+    told: &[(Session, AppliedRequest)],
+    in_sync: impl Fn(Session) -> bool,
+    had: Version,
+) -> Vec<AppliedRequest> {
+    let counts = |holder| in_sync(holder) || planted(Mutant::BelieveAnyone);
+    let of_them = told.iter().filter(|(holder, one)| counts(*holder) && Version::from(one.version) <= had);
+    let named = of_them.map(|(_, one)| {
+        let id = one.request;
+        ((id.node, id.start, id.number, one.offset), *one)
+    });
+    named.collect::<BTreeMap<_, _>>().into_values().collect()
 }
 
 /// Where the blocks of copies that differ are to come from.
@@ -98,8 +116,10 @@ impl Copy {
 #[cfg(test)]
 mod tests {
     use wire::id::NodeId;
+    use wire::peer::RequestId;
 
     use super::*;
+    use crate::mutant::plant;
 
     fn copy(node: u64, version: (u64, u64), blocks: &[u32]) -> Copy {
         Copy {
@@ -124,6 +144,32 @@ mod tests {
         assert_eq!(compare(&same, &suspects, Generation(2)), Finding::Touched(version, own));
         let touched = same.map(|c| Copy { version: own, ..c });
         assert_eq!(compare(&touched, &suspects, Generation(2)), Finding::Same(own));
+    }
+
+    #[test]
+    fn only_copies_in_sync_are_believed_about_requests_and_only_as_far_as_they_went() {
+        let session = |node| Session { node: NodeId(node), start: 1 };
+        let version = |seq| Version { generation: Generation(1), seq };
+        let applied = |number, seq| AppliedRequest {
+            request: RequestId { number, ..RequestId::default() },
+            version: version(seq).into(),
+            ..AppliedRequest::default()
+        };
+        let told = [
+            (session(1), applied(1, 4)),
+            (session(2), applied(1, 4)),
+            (session(2), applied(2, 6)),
+            // It was out of the set, and got a write of an owner that stood still.
+            (session(3), applied(3, 4)),
+        ];
+        let numbers = || {
+            let list = believed(&told, |s| s.node.0 < 3, version(5));
+            list.iter().map(|one| one.request.number).collect::<Vec<_>>()
+        };
+        assert_eq!(numbers(), [1]);
+        plant(Some(Mutant::BelieveAnyone));
+        assert_eq!(numbers(), [1, 3], "the bug is one");
+        plant(None);
     }
 
     #[test]

@@ -26,7 +26,7 @@ use wire::peer::{
 
 use super::context::{Failure, LOOK_AGAIN, RETRY_DELAY};
 use super::owner::{IoFailure, Owner};
-use super::settle::{Copy, Finding, Forward, compare};
+use super::settle::{Copy, Finding, Forward, believed, compare};
 use super::tree::flatten;
 use crate::cluster::slots::MemberState;
 use crate::mutant::{Mutant, planted};
@@ -151,15 +151,8 @@ impl Owner {
             Outcome::Gone => return Ok(Some(Vec::new())),
             Outcome::Waits => return Ok(None),
         };
-        let mut applied: BTreeMap<(u64, u64, u64, u32), AppliedRequest> = BTreeMap::new();
-        for (holder, one) in &told.applied {
-            let believed = settled.holders.iter().any(|(h, _)| h == holder) || planted(Mutant::BelieveAnyone);
-            if believed && Version::from(one.version) <= settled.had {
-                let id = one.request;
-                applied.insert((id.node, id.start, id.number, one.offset), *one);
-            }
-        }
-        let list = AppliedList { applied: applied.into_values().collect() };
+        let in_sync = |holder| settled.holders.iter().any(|(h, _)| *h == holder);
+        let list = AppliedList { applied: believed(&told.applied, in_sync, settled.had) };
         for (holder, version) in settled.holders {
             if version != settled.version {
                 // It could not be made the same, and has not applied all of them.
