@@ -31,7 +31,7 @@ impl From<Refusal> for AdminError {
             Refusal::StartNotHigher { .. } => {
                 (Kind::Refused, "its directory was copied or rolled back: start the sheep with an empty one")
             }
-            Refusal::SessionOver(_) => (Kind::Unavailable, "try again"),
+            Refusal::SessionOver(_) | Refusal::TermOver(_) => (Kind::Unavailable, "try again"),
             Refusal::NodeInUse(_) => {
                 (Kind::Refused, "move everything off it first with `dog node drain`, or stop it for good")
             }

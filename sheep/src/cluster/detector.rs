@@ -16,14 +16,16 @@
 //! ```
 //!
 //! Invariants: no session is evicted while it can hold a lease, unless its process is proved dead; the
-//! leader never evicts itself; time this process slept through does not count as others' silence.
+//! leader never evicts itself; time this process slept through does not count as others' silence; nor is
+//! anybody taken for dead by silence alone until a majority has confirmed the leader for a lease without a
+//! break: one that hears nobody is cut off itself, and those it could not hear come first once it hears again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use wire::id::{NodeId, Session};
 
-use super::lease::{Grants, LEASE};
+use super::lease::{Grants, LEASE, QUORUM_FRESH};
 pub use crate::peer::Probe;
 
 /// How long a silent node is waited for by default: long enough for a machine that swaps or a switch that
@@ -70,12 +72,21 @@ pub struct Detector {
     /// Silence before this does not count.
     awake_since: Duration,
     last_judged: Duration,
+    /// Since when a majority has confirmed this leader without a break.
+    confirmed_since: Option<Duration>,
 }
 
 impl Detector {
     /// A view that begins at `now`, of a ring without members yet.
     pub fn new(me: NodeId, dead_after: Duration, now: Duration) -> Self {
-        Self { me, dead_after, members: BTreeMap::new(), awake_since: now, last_judged: now }
+        Self {
+            me,
+            dead_after,
+            members: BTreeMap::new(),
+            awake_since: now,
+            last_judged: now,
+            confirmed_since: None,
+        }
     }
 
     /// The sessions that are in the ring now. What is known of those that stay is kept.
@@ -150,12 +161,22 @@ impl Detector {
         }
     }
 
-    /// What to do now. To be called every 20 ms or so, and after every report.
-    pub fn judge(&mut self, grants: &Grants, now: Duration) -> Vec<Verdict> {
+    /// What to do now. To be called every 20 ms or so, and after every report. `quorum_acked_at` is
+    /// `LogMetrics::quorum_acked_at`.
+    pub fn judge(
+        &mut self,
+        grants: &Grants,
+        quorum_acked_at: Option<Duration>,
+        now: Duration,
+    ) -> Vec<Verdict> {
         if now.saturating_sub(self.last_judged) > ASLEEP {
             self.awake_since = now;
         }
         self.last_judged = now;
+        self.confirmed_since = quorum_acked_at
+            .filter(|at| now.saturating_sub(*at) < QUORUM_FRESH)
+            .map(|_| self.confirmed_since.unwrap_or(now));
+        let would_hear = self.confirmed_since.is_some_and(|since| now.saturating_sub(since) >= LEASE);
         let (me, awake_since, dead_after) = (self.me, self.awake_since, self.dead_after);
         let mut verdicts = Vec::new();
         for (session, member) in &mut self.members {
@@ -163,7 +184,7 @@ impl Detector {
                 continue;
             }
             let silent = now.saturating_sub(member.heard.max(awake_since));
-            let gone = member.refused.is_some() || silent >= dead_after || member.unwanted;
+            let gone = member.refused.is_some() || would_hear && silent >= dead_after || member.unwanted;
             if member.proved_dead || gone && grants.expired(*session, now) {
                 if member.advised.is_none_or(|at| now.saturating_sub(at) >= EVICT_AGAIN) {
                     member.advised = Some(now);

@@ -212,6 +212,16 @@ pub enum ClusterEntry {
         /// The attach generation.
         generation: u64,
     },
+    /// What a leader decided by what only it knew, in its term: the leases that it had granted. Void if anybody
+    /// else ordered it, or it in another term.
+    InTerm {
+        /// Who decided.
+        leader: NodeId,
+        /// In which term.
+        term: u64,
+        /// What.
+        entry: Box<ClusterEntry>,
+    },
     /// How recovery may go on.
     SetRecovery {
         /// Whether background copying stands still.
@@ -319,6 +329,9 @@ pub enum Refusal {
         /// The highest generation known.
         known: u64,
     },
+    /// The leader that decided it leads no longer, and others have granted leases since.
+    #[error("term {0} of the cluster log is over")]
+    TermOver(u64),
     /// No id or generation is left.
     #[error("ids are used up")]
     Exhausted,

@@ -20,7 +20,7 @@ use super::complaints::{Complaints, Heard};
 use super::detector::{Detector, Verdict};
 use super::entry::{ClusterEntry, ClusterReply, NodeSpec, Refusal};
 use super::lease::Grants;
-use super::log::{ClusterLog, Role};
+use super::log::{ClusterLog, ProposeError, Role};
 use super::session::Me;
 use super::state::{ClusterState, Node, NodeStatus};
 use super::view::View;
@@ -173,25 +173,28 @@ impl Leader {
             return Err(JoinError::StillAlive);
         }
         let state = self.view.state();
-        self.reaches_all(node.session.node, unreached, &state)?;
+        let term = self.reaches_all(node.session.node, unreached, &state)?;
         let last = state.node(node.session.node).and_then(Node::live_session);
         if let Some(last) = last.filter(|s| *s != node.session && s.node != self.me) {
             // It may be a copy of a directory that is in use: only a lapsed lease says that it is not.
-            let over = self.with_term(|term, now| {
-                term.detector.suspect(last.node, now);
-                let expired = term.grants.expired(last, now);
+            let over = self.with_term(|t, now| {
+                t.detector.suspect(last.node, now);
+                let expired = t.grants.expired(last, now);
                 if expired {
-                    term.grants.end(last);
+                    t.grants.end(last);
                 }
-                expired
+                (t.term == term).then_some(expired)
             });
-            match over {
+            match over.flatten() {
                 None => return Err(JoinError::NotLeader),
                 Some(false) => return Err(JoinError::StillAlive),
                 Some(true) => {}
             }
         }
-        match self.log.propose(ClusterEntry::Join { node, now_ms }, LOG_PATIENCE).await {
+        match self.order(term, ClusterEntry::Join { node, now_ms }).await {
+            Ok((_, ClusterReply::Refused(Refusal::TermOver(_)))) | Err(ProposeError::NoLeader) => {
+                Err(JoinError::NotLeader)
+            }
             Ok((index, ClusterReply::Refused(refusal))) => {
                 tracing::info!(index, %refusal, "a node was not let in");
                 Err(refusal.into())
@@ -201,30 +204,32 @@ impl Leader {
         }
     }
 
-    /// A node that does not reach members that are there, or was found so again and again, is not let in.
+    /// A node that does not reach members that are there, or was found so again and again, is not let in. Returns the
+    /// term in which it is.
     fn reaches_all(
         &self,
         node: NodeId,
         unreached: &BTreeSet<NodeId>,
         state: &ClusterState,
-    ) -> Result<(), JoinError> {
+    ) -> Result<u64, JoinError> {
         let answer = self.with_term(|term, now| {
             let is_there = |n: &NodeId| {
                 let session = state.node(*n).and_then(Node::live_session);
                 session.is_some_and(|session| term.detector.hears(session, now))
             };
-            (unreached.iter().copied().find(is_there), term.complaints.stays_out(node, now))
+            let other = unreached.iter().copied().find(is_there);
+            (term.term, other, term.complaints.stays_out(node, now))
         });
         match answer {
             None => Err(JoinError::NotLeader),
-            Some((Some(other), _)) => {
+            Some((_, Some(other), _)) => {
                 Err(JoinError::CutOff(format!("it does not reach node {other}, which is in the ring")))
             }
-            Some((None, wait)) if !wait.is_zero() => Err(JoinError::CutOff(format!(
+            Some((_, None, wait)) if !wait.is_zero() => Err(JoinError::CutOff(format!(
                 "others did not reach it several times; it has to wait for {} s yet",
                 wait.as_secs() + 1
             ))),
-            Some((None, _)) => Ok(()),
+            Some((term, None, _)) => Ok(term),
         }
     }
 
@@ -270,11 +275,12 @@ impl Leader {
                 () = self.news.notified() => {}
             }
             let sessions = live_sessions(&self.view.state());
+            let confirmed = self.log.metrics().quorum_acked_at;
             let verdicts = self.with_term(|term, now| {
                 term.detector.set_members(sessions, now);
-                term.detector.judge(&term.grants, now)
+                (term.term, term.detector.judge(&term.grants, confirmed, now))
             });
-            let Some(verdicts) = verdicts else { continue };
+            let Some((decided_in, verdicts)) = verdicts else { continue };
             let mut evict = Vec::new();
             for verdict in verdicts {
                 match verdict {
@@ -284,14 +290,17 @@ impl Leader {
                     }
                     Verdict::Evict(session) => {
                         // From now on it gets no lease: it might wake before the entry is committed.
-                        self.with_term(|term, _| term.grants.end(session));
-                        evict.push(session);
+                        let ended = self.with_term(|term, _| {
+                            let same = term.term == decided_in;
+                            same.then(|| term.grants.end(session))
+                        });
+                        evict.extend(ended.flatten().map(|()| session));
                     }
                 }
             }
             if !evict.is_empty() {
                 let leader = self.clone();
-                tasks.spawn(async move { leader.evict(evict).await });
+                tasks.spawn(async move { leader.evict(decided_in, evict).await });
             }
             if tidied.elapsed() >= TIDY_EVERY {
                 tidied = tokio::time::Instant::now();
@@ -301,16 +310,20 @@ impl Leader {
         }
     }
 
-    async fn evict(&self, sessions: Vec<Session>) {
-        tracing::warn!(?sessions, "taking sessions for dead");
+    async fn evict(&self, term: u64, sessions: Vec<Session>) {
+        tracing::warn!(?sessions, term, "taking sessions for dead");
         let entry = ClusterEntry::Evict { sessions, now_ms: wall_ms() };
-        // Their leases have ended for this leader, so it does not give up.
-        while let Err(error) = self.log.propose(entry.clone(), LOG_PATIENCE).await {
+        // Who is still there is judged again before long.
+        if let Err(error) = self.order(term, entry).await {
             tracing::warn!(%error, "could not evict yet");
-            if !self.leads() {
-                return;
-            }
         }
+    }
+
+    /// Orders what this node decided as the leader of `term`. It has no effect if that is over: another leader may
+    /// have granted leases since to those whose leases ended in it.
+    async fn order(&self, term: u64, entry: ClusterEntry) -> Result<(u64, ClusterReply), ProposeError> {
+        let entry = ClusterEntry::InTerm { leader: self.me, term, entry: Box::new(entry) };
+        self.log.propose_here(entry, LOG_PATIENCE).await
     }
 
     async fn probe(&self, node: NodeId) {

@@ -13,6 +13,7 @@ use wire::policy::Copies;
 use wire::size::{OBJECT_LEN, VdiSize};
 
 use super::entry::{ClusterEntry, ClusterReply, NodeSpec, Refusal};
+use super::log::Ordered;
 use super::slots::{Live, MemberState, SlotConfig};
 use crate::placement::{
     MAX_NODES, MAX_VNODES, MAX_VNODES_PER_NODE, PlacementTable, Ring, RingNode, SlotCount, slot_of,
@@ -142,8 +143,15 @@ impl super::log::Machine for ClusterState {
         Self::default()
     }
 
-    fn apply(&mut self, index: u64, entry: &ClusterEntry) -> ClusterReply {
-        let reply = self.apply_entry(index, entry);
+    fn apply(&mut self, ordered: Ordered, entry: &ClusterEntry) -> ClusterReply {
+        let (meant, entry) = match entry {
+            ClusterEntry::InTerm { leader, term, entry } => ((*leader, *term), &**entry),
+            entry => ((ordered.leader, ordered.term), entry),
+        };
+        if meant != (ordered.leader, ordered.term) {
+            return ClusterReply::Refused(Refusal::TermOver(meant.1));
+        }
+        let reply = self.apply_entry(ordered.index, entry);
         debug_assert_eq!(self.validate(), Ok(()), "after {entry:?}");
         reply
     }
@@ -288,6 +296,8 @@ impl ClusterState {
             ClusterEntry::Reformat { copies, slots, now_ms } => {
                 self.reformat(index, *copies, *slots, *now_ms)
             }
+            // Who ordered it has been looked at, and it holds no other of its kind.
+            ClusterEntry::InTerm { term, .. } => Err(Refusal::TermOver(*term)),
             ClusterEntry::Join { node, now_ms } => self.join(index, node, *now_ms),
             ClusterEntry::Evict { sessions, now_ms } => {
                 let mut any = false;

@@ -16,7 +16,7 @@ fn watching(at: Duration) -> (Detector, Grants) {
     let mut grants = Grants::new(MS(0), MS(0));
     grants.renew(OTHER, Some(at), at).expect("granted");
     detector.renewed(OTHER, at);
-    detector.judge(&grants, at);
+    detector.judge(&grants, Some(at), at);
     (detector, grants)
 }
 
@@ -24,7 +24,7 @@ fn watching(at: Duration) -> (Detector, Grants) {
 fn judge_between(detector: &mut Detector, grants: &Grants, from: u64, to: u64) -> Vec<(u64, Verdict)> {
     let mut seen: Vec<(u64, Verdict)> = Vec::new();
     for now in (from..to).step_by(10) {
-        for verdict in detector.judge(grants, MS(now)) {
+        for verdict in detector.judge(grants, Some(MS(now)), MS(now)) {
             if seen.iter().all(|(_, other)| *other != verdict) {
                 seen.push((now, verdict));
             }
@@ -37,8 +37,8 @@ fn judge_between(detector: &mut Detector, grants: &Grants, from: u64, to: u64) -
 fn a_refused_node_is_evicted_when_its_lease_is_over() {
     let (mut detector, grants) = watching(MS(1_000));
     detector.suspect(OTHER.node, MS(1_050));
-    assert_eq!(detector.judge(&grants, MS(1_050)), [Verdict::Probe(OTHER.node)]);
-    assert_eq!(detector.judge(&grants, MS(1_060)), [], "one probe at a time");
+    assert_eq!(detector.judge(&grants, Some(MS(1_050)), MS(1_050)), [Verdict::Probe(OTHER.node)]);
+    assert_eq!(detector.judge(&grants, Some(MS(1_060)), MS(1_060)), [], "one probe at a time");
     detector.probed(OTHER.node, Probe::Refused, MS(1_050));
     let advised = judge_between(&mut detector, &grants, 1_070, 1_600);
     assert!(advised.contains(&(1_520, Verdict::Evict(OTHER))), "{advised:?}");
@@ -73,13 +73,34 @@ fn an_accepted_probe_does_not_excuse_missing_renewals_for_ever() {
 }
 
 #[test]
+fn a_leader_that_nobody_confirms_takes_nobody_for_silent() {
+    let (mut detector, grants) = watching(MS(1_000));
+    for now in (1_000..9_000).step_by(10) {
+        let verdicts = detector.judge(&grants, Some(MS(1_200)), MS(now));
+        assert!(!verdicts.contains(&Verdict::Evict(OTHER)), "{now}: {verdicts:?}");
+    }
+    // Heard again, those that it could not hear have a lease's time to renew.
+    let advised = judge_between(&mut detector, &grants, 9_000, 10_000);
+    let evicted = advised.iter().find(|(_, verdict)| *verdict == Verdict::Evict(OTHER));
+    assert_eq!(evicted, Some(&(9_500, Verdict::Evict(OTHER))));
+}
+
+#[test]
+fn who_refuses_is_dead_even_while_nobody_confirms_the_leader() {
+    let (mut detector, grants) = watching(MS(1_000));
+    detector.suspect(OTHER.node, MS(1_050));
+    detector.probed(OTHER.node, Probe::Refused, MS(1_050));
+    assert_eq!(detector.judge(&grants, None, MS(1_600)), [Verdict::Evict(OTHER)]);
+}
+
+#[test]
 fn a_newer_start_proves_the_older_dead_at_once() {
     let (mut detector, grants) = watching(MS(1_000));
     detector.seen(OTHER);
-    assert_eq!(detector.judge(&grants, MS(1_001)), []);
+    assert_eq!(detector.judge(&grants, Some(MS(1_001)), MS(1_001)), []);
     detector.seen(Session { start: 5, ..OTHER });
-    assert_eq!(detector.judge(&grants, MS(1_002)), [Verdict::Evict(OTHER)]);
-    assert_eq!(detector.judge(&grants, MS(1_010)), [], "not again at once");
+    assert_eq!(detector.judge(&grants, Some(MS(1_002)), MS(1_002)), [Verdict::Evict(OTHER)]);
+    assert_eq!(detector.judge(&grants, Some(MS(1_010)), MS(1_010)), [], "not again at once");
     assert_eq!(judge_between(&mut detector, &grants, 1_020, 1_600), [(1_510, Verdict::Evict(OTHER))]);
 }
 
@@ -97,7 +118,7 @@ fn the_leader_never_evicts_itself() {
 #[test]
 fn time_slept_through_is_nobodys_silence() {
     let (mut detector, grants) = watching(MS(1_000));
-    assert_eq!(detector.judge(&grants, MS(9_000)), []);
+    assert_eq!(detector.judge(&grants, Some(MS(9_000)), MS(9_000)), []);
     let advised = judge_between(&mut detector, &grants, 9_000, 12_000);
     assert_eq!(advised, [(9_510, Verdict::Probe(OTHER.node)), (11_500, Verdict::Evict(OTHER))]);
 }
@@ -197,7 +218,7 @@ fn simulate(fate: Fate, rate: u64, period: u64, delays: &[u64]) -> Option<u64> {
         if now % 10 != 0 {
             continue;
         }
-        for verdict in detector.judge(&grants, MS(now)) {
+        for verdict in detector.judge(&grants, Some(MS(now)), MS(now)) {
             match verdict {
                 Verdict::Probe(node) => {
                     let probe = match (refuses, reaches) {

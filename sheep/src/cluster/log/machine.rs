@@ -10,14 +10,15 @@ use bytes::Bytes;
 use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, EntryPayload, RaftSnapshotBuilder};
 use tokio::sync::watch;
+use wire::id::NodeId;
 
 use super::blob::Blob;
 use super::codec;
 use super::log_store::snapshot_unreadable;
 use super::store::Store;
 use super::types::{
-    Applied, Entry, LogId, Machine, Snapshot, SnapshotMeta, StorageError, StorageIOError, StoredMembership,
-    Types,
+    Applied, Entry, LogId, Machine, Ordered, Snapshot, SnapshotMeta, StorageError, StorageIOError,
+    StoredMembership, Types,
 };
 use super::writer::{Change, Writer};
 use crate::mutant::{Mutant, planted};
@@ -77,9 +78,14 @@ impl<M: Machine> RaftStateMachine<Types> for MachineStore<M> {
                 EntryPayload::Normal(blob) => {
                     let decoded: M::Entry = codec::decode(&blob.0)
                         .map_err(|error| StorageIOError::apply(entry.log_id, AnyError::new(&error)))?;
-                    let mut reply = self.state.apply(entry.log_id.index, &decoded);
+                    let ordered = Ordered {
+                        index: entry.log_id.index,
+                        term: entry.log_id.leader_id.term,
+                        leader: NodeId(entry.log_id.leader_id.node_id),
+                    };
+                    let mut reply = self.state.apply(ordered, &decoded);
                     if planted(Mutant::ApplyTwice) {
-                        reply = self.state.apply(entry.log_id.index, &decoded);
+                        reply = self.state.apply(ordered, &decoded);
                     }
                     Some(codec::encode(&reply).into())
                 }

@@ -57,7 +57,7 @@ pub use self::codec::CodecError;
 pub use self::config::{LEADER_LEASE, LogConfig};
 pub use self::error::{LogError, MembersError, ProposeError, ReadError, RpcFailure};
 pub use self::net::{LogNet, LogOp, NetError};
-pub use self::types::{Applied, Machine};
+pub use self::types::{Applied, Machine, Ordered};
 
 use self::contact::Contact;
 use self::log_store::LogStore;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
+use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::blob::Blob;
@@ -42,17 +43,21 @@ impl<M: Machine> ClusterLog<M> {
                 Some(leader) => self.propose_at(leader, entry.clone(), left).await?,
             };
             match answer {
-                ProposeAnswer::Applied { index, reply } => {
-                    let reply = codec::decode(&reply.0)
-                        .map_err(|error| ProposeError::Uncertain(error.to_string()))?;
-                    return Ok((index, reply));
-                }
-                ProposeAnswer::Refused(reason) => return Err(ProposeError::Refused(reason)),
-                ProposeAnswer::Timeout => return Err(ProposeError::Timeout),
-                ProposeAnswer::Stopped(reason) => return Err(ProposeError::Uncertain(reason)),
                 ProposeAnswer::NotLeader => self.await_leader_change(until).await?,
+                answer => return answered(answer),
             }
         }
+    }
+
+    /// Orders `entry` if this node leads, and forwards nothing: for what only a leader knows. Otherwise as
+    /// [`ClusterLog::propose`].
+    pub async fn propose_here(
+        &self,
+        entry: M::Entry,
+        deadline: Duration,
+    ) -> Result<(u64, M::Reply), ProposeError> {
+        let entry = Blob::from(codec::encode(&entry));
+        answered(self.propose_as_leader(entry, deadline).await)
     }
 
     /// Proposes here; `NotLeader` only when the entry has no chance of being applied.
@@ -154,6 +159,21 @@ impl<M: Machine> ClusterLog<M> {
             Ok(Err(_)) => Err(ReadError::Stopped("the state machine has ended".to_owned())),
             Err(_) => Err(ReadError::Timeout { wanted: index, applied: self.watch().borrow().index }),
         }
+    }
+}
+
+/// What an answer comes to.
+fn answered<R: DeserializeOwned>(answer: ProposeAnswer) -> Result<(u64, R), ProposeError> {
+    match answer {
+        ProposeAnswer::Applied { index, reply } => {
+            let reply =
+                codec::decode(&reply.0).map_err(|error| ProposeError::Uncertain(error.to_string()))?;
+            Ok((index, reply))
+        }
+        ProposeAnswer::Refused(reason) => Err(ProposeError::Refused(reason)),
+        ProposeAnswer::Timeout => Err(ProposeError::Timeout),
+        ProposeAnswer::Stopped(reason) => Err(ProposeError::Uncertain(reason)),
+        ProposeAnswer::NotLeader => Err(ProposeError::NoLeader),
     }
 }
 

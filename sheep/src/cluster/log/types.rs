@@ -7,6 +7,7 @@ use bytes::Bytes;
 use openraft::{EmptyNode, TokioRuntime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use wire::id::NodeId;
 
 use super::blob::Blob;
 
@@ -22,12 +23,23 @@ pub trait Machine: Clone + Send + Sync + 'static {
 
     /// The state before the first entry.
     fn empty() -> Self;
-    /// Applies the entry at `index`. Indexes grow but are not consecutive: the log has entries of its own.
-    fn apply(&mut self, index: u64, entry: &Self::Entry) -> Self::Reply;
+    /// Applies the entry that was ordered so.
+    fn apply(&mut self, ordered: Ordered, entry: &Self::Entry) -> Self::Reply;
     /// The whole state as bytes, which name their own version.
     fn encode(&self) -> Vec<u8>;
     /// Reads what [`Machine::encode`] of this version or the one before wrote.
     fn decode(bytes: &[u8]) -> Result<Self, String>;
+}
+
+/// Where an entry stands in the log, and by whom it was put there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ordered {
+    /// Indexes grow but are not consecutive: the log has entries of its own.
+    pub index: u64,
+    /// The term of the leader that ordered it.
+    pub term: u64,
+    /// That leader.
+    pub leader: NodeId,
 }
 
 /// A state, and the index of the last entry in it.

@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::super::log::Machine;
 use super::*;
 
 fn copies(n: u64) -> Copies {
@@ -119,6 +120,24 @@ fn join(state: &mut ClusterState, index: u64, node: NodeSpec) {
     let session = node.session;
     assert_eq!(state.apply_entry(index, &ClusterEntry::Join { node, now_ms: 6 }), ClusterReply::Done);
     assert_eq!(state.apply_entry(index, &ClusterEntry::Ready { session }), ClusterReply::Done);
+}
+
+#[test]
+fn what_a_leader_decided_counts_only_if_it_ordered_it_in_that_term() {
+    let ordered = |term, leader| Ordered { index: 2, term, leader: NodeId(leader) };
+    let evict = ClusterEntry::Evict { sessions: vec![session(2, 1)], now_ms: 6 };
+    let decided = ClusterEntry::InTerm { leader: NodeId(1), term: 4, entry: Box::new(evict.clone()) };
+    let mut state = founded(3, 3);
+    // Since then 3 may have granted 2 a lease, and so may 1, which leads again.
+    for late in [ordered(5, 3), ordered(4, 3), ordered(6, 1)] {
+        assert_eq!(state.apply(late, &decided), ClusterReply::Refused(Refusal::TermOver(4)));
+    }
+    assert!(state.is_live(session(2, 1)));
+    assert_eq!(state.apply(ordered(4, 1), &decided), ClusterReply::Done);
+    assert!(!state.is_live(session(2, 1)));
+    let mut other = founded(3, 3);
+    assert_eq!(other.apply(ordered(5, 3), &evict), ClusterReply::Done, "anybody may order the rest");
+    assert_eq!(other.to_bytes(), state.to_bytes());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::super::blob::Blob;
 use super::super::codec::{self, RecordKind};
 use super::super::store::Store;
 use super::super::types::Entry;
-use super::super::{LogError, LogOp};
+use super::super::{LogError, LogOp, Ordered};
 use super::ring::{Put, Ring, WAIT, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,7 +101,7 @@ fn ring_state(count: u32) -> std::sync::Arc<super::ring::Table> {
     use super::super::Machine;
     let mut table = super::ring::Table::empty();
     for n in 0..count {
-        table.apply(0, &Put::new(&format!("key-{n}"), "some value"));
+        table.apply(Ordered::default(), &Put::new(&format!("key-{n}"), "some value"));
     }
     std::sync::Arc::new(table)
 }

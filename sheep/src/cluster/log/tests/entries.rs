@@ -67,6 +67,11 @@ fn entries_about_members_keep_their_bytes() {
         \x01\x81\xa5Evict\x82\xa8sessions\x92\x82\xa4node\x11\xa5start\x12\x82\xa4node\x13\xa5start\
         \x14\xa6now_ms2",
     );
+    let entry = Box::new(ClusterEntry::Out { node: NodeId(0x11) });
+    check(
+        &ClusterEntry::InTerm { leader: NodeId(0x31), term: 0x32, entry },
+        b"\x01\x81\xa6InTerm\x83\xa6leader1\xa4term2\xa5entry\x81\xa3Out\x81\xa4node\x11",
+    );
     check(
         &ClusterEntry::Leave { session: SESSION, now_ms: 0x32 },
         b"\x01\x81\xa5Leave\x82\xa7session\x82\xa4node\x11\xa5start\x12\xa6now_ms2",
@@ -185,6 +190,7 @@ fn refusals_keep_their_bytes() {
     check(&Refusal::BadSize(0x31), b"\x01\x81\xa7BadSize1");
     check(&Refusal::InUse(node), b"\x01\x81\xa5InUse\x11");
     check(&Refusal::GenerationOver(GENERATION), b"\x01\x81\xaeGenerationOver\"");
+    check(&Refusal::TermOver(0x31), b"\x01\x81\xa8TermOver1");
     check(
         &Refusal::AttachFenced { client: "c".to_owned(), known: 0x31 },
         b"\x01\x81\xacAttachFenced\x82\xa6client\xa1c\xa5known1",

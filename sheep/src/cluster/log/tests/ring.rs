@@ -15,7 +15,9 @@ use wire::id::NodeId;
 use crate::cluster::clock::RealClock;
 use crate::store::RealFs;
 
-use super::super::{ClusterLog, LogConfig, LogError, LogNet, LogOp, Machine, NetError, ProposeError, Role};
+use super::super::{
+    ClusterLog, LogConfig, LogError, LogNet, LogOp, Machine, NetError, Ordered, ProposeError, Role,
+};
 
 /// Longer than anything takes on a busy machine.
 pub(super) const WAIT: Duration = Duration::from_secs(20);
@@ -44,7 +46,7 @@ impl Machine for Table {
         Self(imbl::OrdMap::new())
     }
 
-    fn apply(&mut self, _: u64, entry: &Put) -> Option<String> {
+    fn apply(&mut self, _: Ordered, entry: &Put) -> Option<String> {
         self.0.insert(entry.key.clone(), entry.value.clone())
     }
 
