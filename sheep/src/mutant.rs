@@ -53,6 +53,8 @@ pub(crate) enum Mutant {
     DeletedStays,
     /// A voter goes before its successor has the log.
     VotersFirst,
+    /// A takeover takes the requests that it heard of for all, although copies are away.
+    HeirToAll,
     /// Requests of all classes share one connection and its budget.
     OneBudget,
 }
@@ -60,7 +62,7 @@ pub(crate) enum Mutant {
 #[cfg(test)]
 impl Mutant {
     /// All of them.
-    pub(crate) const ALL: [Self; 25] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::AckAtOne,
         Self::NoSeal,
         Self::NoLeaseCheck,
@@ -85,6 +87,7 @@ impl Mutant {
         Self::IdsAgain,
         Self::DeletedStays,
         Self::VotersFirst,
+        Self::HeirToAll,
         Self::OneBudget,
     ];
 }

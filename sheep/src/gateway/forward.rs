@@ -233,8 +233,7 @@ async fn change(owner: &Owner, op: u16, message: &VdiIoRequest, payload: Payload
                 _ => owner.flush().await,
             };
             if result.is_err() {
-                let numbers = owner.clients.withdraw(message.request);
-                numbers.into_iter().for_each(|number| owner.stability.end(number));
+                owner.stability.ended(owner.clients.withdraw(message.request), result);
             }
             done.send_replace(Some(result));
             result.map_err(status_of)

@@ -419,12 +419,14 @@ impl Handle {
         match io {
             Io::Read { offset, len } => owner.read(*offset, u64::from(*len)).await.map(Done::Read),
             Io::Write { offset, payload, fua } => {
-                let _begun = owner.begin_own(request);
-                owner.write(*offset, payload.clone(), *fua, request).await.map(|()| Done::Nothing)
+                let begun = owner.begin_own(request);
+                let written = owner.write(*offset, payload.clone(), *fua, request).await;
+                begun.outcome(written).map(|()| Done::Nothing)
             }
             Io::Zero { offset, len, punch, fua } => {
-                let _begun = owner.begin_own(request);
-                owner.zero(*offset, *len, *punch, *fua, request).await.map(|()| Done::Nothing)
+                let begun = owner.begin_own(request);
+                let zeroed = owner.zero(*offset, *len, *punch, *fua, request).await;
+                begun.outcome(zeroed).map(|()| Done::Nothing)
             }
             Io::Flush => owner.flush().await.map(|()| Done::Nothing),
             Io::Status { offset, len } => owner.status(*offset, *len).await.map(Done::Status),

@@ -21,7 +21,7 @@ use wire::id::{Birth, Generation, Oid, Session, VdiId};
 use wire::peer::{AppliedRequest, ObjectRef, RequestId};
 use wire::policy::Copies;
 
-use super::clients::Clients;
+use super::clients::{Clients, Outcome};
 use super::context::{Context, LOOK_AGAIN, RETRY_DELAY};
 use super::flush::Dirty;
 use super::map::Entry;
@@ -106,10 +106,18 @@ pub(crate) struct OwnRequest<'a> {
     request: RequestId,
 }
 
+impl OwnRequest<'_> {
+    /// Passes on what came of it.
+    pub(crate) fn outcome(self, outcome: Outcome) -> Outcome {
+        self.owner.stability.ended(self.owner.clients.end_own(self.request), outcome);
+        outcome
+    }
+}
+
 impl Drop for OwnRequest<'_> {
     fn drop(&mut self) {
-        let numbers = self.owner.clients.end_own(self.request);
-        numbers.into_iter().for_each(|number| self.owner.stability.end(number));
+        // Nobody waits for it any more, unless it has had its outcome.
+        self.owner.stability.ended(self.owner.clients.end_own(self.request), Ok(()));
     }
 }
 

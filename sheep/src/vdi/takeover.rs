@@ -132,7 +132,9 @@ impl Owner {
         }
         // While a slot waits for its copies nobody knows which requests they have applied. Until then replicas
         // keep what they know of earlier generations.
-        let complete = settled.iter().all(Option::is_some);
+        let state = self.current()?;
+        let waits = state.slots().any(|(copies, _, config)| copies == self.copies && state.waits(config));
+        let complete = settled.iter().all(Option::is_some) && (!waits || planted(Mutant::HeirToAll));
         self.inherit(settled.into_iter().flatten().flatten(), complete);
         self.tell_settled().await?;
         self.begin_serving();
