@@ -49,6 +49,8 @@ pub(super) enum Fault {
     OneWay,
     /// Nothing that a machine sends arrives, while it hears everything.
     Mute,
+    /// Nothing arrives at a machine, while everybody hears it; often at the one that leads the log.
+    Deaf,
     /// Everything on the network takes long.
     Delay,
     /// A disk is slow.
@@ -81,7 +83,7 @@ pub(super) enum Fault {
 
 impl Fault {
     /// All that are not only for mutants.
-    pub(super) const ALL: [Self; 29] = [
+    pub(super) const ALL: [Self; 30] = [
         Self::Kill,
         Self::FastRestart,
         Self::KillLeader,
@@ -97,6 +99,7 @@ impl Fault {
         Self::Split,
         Self::OneWay,
         Self::Mute,
+        Self::Deaf,
         Self::Delay,
         Self::SlowDisk,
         Self::DiskError,
@@ -140,6 +143,9 @@ pub(super) fn faults_for(mutant: Option<Mutant>) -> &'static [Fault] {
         Some(Mutant::IdsAgain | Mutant::DeletedStays) => {
             &[Fault::Create, Fault::Delete, Fault::Create, Fault::Delete, Fault::Kill]
         }
+        Some(Mutant::HeirToAll) => {
+            &[Fault::Kill, Fault::KillOwner, Fault::StorageRestart, Fault::Deaf, Fault::IsolateOwner]
+        }
         Some(Mutant::SyncAgain) => &[Fault::SyncError, Fault::Kill, Fault::PowerLoss],
         _ => &Fault::ALL,
     }
@@ -151,6 +157,7 @@ pub(super) fn strike(world: &mut World, disks: &mut Disks, fired: &mut Fired, am
     let victim = match fault {
         Fault::KillLeader => leader(world),
         Fault::KillOwner | Fault::KillOwnerThenPower | Fault::IsolateOwner => owner(world),
+        Fault::Deaf if world.rng.random() => leader(world),
         Fault::CopyDir | Fault::MoveDir => directories::unused(world),
         // What is rotten at the owner would be served by it.
         Fault::Rot if world.rng.random() => owner(world),
@@ -184,7 +191,7 @@ fn applies(world: &World, disks: &Disks, fault: Fault, victim: Machine) -> bool 
     }
     match fault {
         Fault::Isolate | Fault::IsolateOwner => true,
-        Fault::Split | Fault::OneWay | Fault::Mute | Fault::Delay | Fault::SlowDisk => true,
+        Fault::Split | Fault::OneWay | Fault::Mute | Fault::Deaf | Fault::Delay | Fault::SlowDisk => true,
         // Until what was lost with a disk has been copied, the others are the last that have it.
         Fault::PowerLoss
         | Fault::PowerLossMidway
@@ -273,6 +280,7 @@ fn inflict(world: &mut World, disks: &mut Disks, fault: Fault, victim: Machine) 
             world.wires.set_cut(victim, to, true);
         }
         Fault::Mute => (0..all).filter(|m| *m != victim).for_each(|m| world.wires.set_cut(victim, m, true)),
+        Fault::Deaf => (0..all).filter(|m| *m != victim).for_each(|m| world.wires.set_cut(m, victim, true)),
         Fault::Delay => {
             let longest = for_ms(world, 5, 200);
             world.wires.set_delay(longest);
