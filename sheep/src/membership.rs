@@ -16,6 +16,7 @@ mod join;
 mod reach;
 mod spec;
 mod start;
+mod told;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -47,6 +48,7 @@ pub(crate) use self::greeter::MeshGreeter;
 use self::reach::Silent;
 use self::spec::{bytes_of, info_of, reachable, spec_of};
 pub(crate) use self::start::Standing;
+use self::told::Told;
 
 /// How often a waiting node introduces itself.
 const INTRODUCE_EVERY: Duration = Duration::from_millis(300);
@@ -60,8 +62,6 @@ const RENEW_EVERY: Duration = Duration::from_millis(100);
 const RENEW_PATIENCE: Duration = Duration::from_millis(300);
 /// How often to ask again to be let in.
 const JOIN_AGAIN: Duration = Duration::from_millis(50);
-/// Whoever is told for this long that its directory's last session is alive has a copy of it.
-const DUPLICATE_AFTER: Duration = Duration::from_secs(5);
 
 struct Known {
     info: NodeInfo,

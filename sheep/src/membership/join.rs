@@ -11,9 +11,7 @@ use wire::id::{NodeId, Session};
 use wire::peer::{IntroduceMessage, Status, op};
 
 use super::spec::{bytes_of, spec_of};
-use super::{
-    DUPLICATE_AFTER, INTRODUCE_EVERY, INTRODUCE_PATIENCE, JOIN_AGAIN, Known, Membership, Ring, reach, removed,
-};
+use super::{INTRODUCE_EVERY, INTRODUCE_PATIENCE, JOIN_AGAIN, Known, Membership, Ring, Told, reach, removed};
 use crate::cluster::entry::{ClusterEntry, NodeSpec, Refusal};
 use crate::cluster::leader::JoinError;
 use crate::cluster::state::ClusterState;
@@ -30,13 +28,13 @@ fn unreached_by(message: &IntroduceMessage) -> BTreeSet<NodeId> {
 impl Membership {
     /// Joins, and joins again when the ring has taken this node for dead.
     pub(super) async fn keep_joined(&self, ring: &Ring) {
-        let mut refused_since: Option<Instant> = None;
+        let mut told = Told::default();
         let mut waits_for: Option<String> = None;
         loop {
             let state = ring.view.state();
             let me = self.me.session();
             if state.is_live(me) || self.leaving.load(Ordering::SeqCst) {
-                refused_since = None;
+                told.otherwise();
                 waits_for = None;
                 if state.awaits(me) {
                     self.say_ready(ring, me).await;
@@ -67,8 +65,7 @@ impl Membership {
             }
             match self.ask_to_join(ring, &state).await {
                 Some(reply) if reply.duplicate => {
-                    let since = *refused_since.get_or_insert_with(Instant::now);
-                    if since.elapsed() > DUPLICATE_AFTER {
+                    if told.alive(Instant::now()) {
                         self.stop(format!(
                             "node {} is running elsewhere: this directory is a copy; remove it and start \
                              with an empty one",
@@ -89,7 +86,9 @@ impl Membership {
                     waits_for = Some(reply.wait);
                     tokio::time::sleep(INTRODUCE_EVERY).await;
                 }
-                _ => refused_since = None,
+                Some(reply) if reply.joined => told.otherwise(),
+                // It does not lead, or could not have that ordered.
+                _ => {}
             }
             ring.view.change(JOIN_AGAIN).await;
         }

@@ -8,7 +8,7 @@ use wire::frame::Payload;
 use wire::id::{NodeId, Session};
 use wire::peer::{IntroduceMessage, op};
 
-use super::{DUPLICATE_AFTER, INTRODUCE_EVERY, INTRODUCE_PATIENCE, JOIN_AGAIN, Membership};
+use super::{INTRODUCE_EVERY, INTRODUCE_PATIENCE, JOIN_AGAIN, Membership, Told};
 use crate::cluster::state::ClusterState;
 use crate::peer::{Class, Peers};
 
@@ -75,14 +75,12 @@ impl Membership {
     /// Asks to be let in before this node's log starts: while its last session is alive the directory is a
     /// copy.
     async fn join_first(&self, peers: &Peers, holds: u64) -> Result<Joining, String> {
-        let mut began = Instant::now();
-        let mut heard = began;
-        let mut told = false;
+        let mut heard = Instant::now();
+        let mut told = Told::default();
+        let mut warned = false;
         loop {
             let message = IntroduceMessage { holds: Some(holds), ..self.message_to_join(peers).await };
             let known: Vec<NodeId> = self.known.lock().keys().copied().collect();
-            let mut answered = false;
-            let mut waits = false;
             for node in known {
                 let meta = message.encode_to_vec().into();
                 let patience = Some(INTRODUCE_PATIENCE);
@@ -92,7 +90,6 @@ impl Membership {
                 if reply.me.session.node == 0 {
                     continue;
                 }
-                answered = true;
                 if reply.outdated {
                     return Ok(Joining::Outdated);
                 }
@@ -104,28 +101,26 @@ impl Membership {
                     self.next_session();
                     break;
                 }
+                if reply.joined {
+                    return Ok(Joining::Joined);
+                }
+                // Any other answer comes from one that does not lead, or could not have it ordered.
+                if reply.duplicate || !reply.wait.is_empty() {
+                    heard = Instant::now();
+                }
                 if !reply.wait.is_empty() {
-                    waits = true;
-                    if !told {
-                        told = true;
+                    told.otherwise();
+                    if !warned {
+                        warned = true;
                         tracing::warn!(reason = reply.wait, "the ring does not let this node in yet");
                     }
                 }
-                if !reply.duplicate && reply.joined {
-                    return Ok(Joining::Joined);
+                if reply.duplicate && told.alive(Instant::now()) {
+                    return Err(format!(
+                        "node {} is running elsewhere: this directory is a copy; start with an empty one",
+                        self.me.session().node
+                    ));
                 }
-            }
-            if answered {
-                heard = Instant::now();
-            }
-            if waits {
-                began = Instant::now();
-            }
-            if began.elapsed() > DUPLICATE_AFTER && answered {
-                return Err(format!(
-                    "node {} is running elsewhere: this directory is a copy; start with an empty one",
-                    self.me.session().node
-                ));
             }
             if heard.elapsed() > NO_LEADER_AFTER {
                 return Ok(Joining::NoLeader);
