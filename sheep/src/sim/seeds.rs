@@ -232,7 +232,7 @@ const CAUGHT_WITHIN: [(Mutant, u64, u64); 24] = [
     (Mutant::NamesUnsynced, 1, 10),
     (Mutant::SyncAgain, 1, 60),
     (Mutant::DeleteEarly, 101, 100),
-    (Mutant::ReclaimSoon, 101, 80),
+    (Mutant::ReclaimSoon, 801, 40),
     (Mutant::CrcUnchecked, 1, 20),
     (Mutant::KeepUnlisted, 241, 60),
     (Mutant::IdsAgain, 1, 20),
