@@ -242,6 +242,15 @@ impl Ring {
         info["id"].as_str().unwrap_or_else(|| panic!("no id in {info}")).to_owned()
     }
 
+    /// Waits until a node that has ended is removed from the ring.
+    #[track_caller]
+    pub fn wait_removed(&self, through: usize, id: &str) {
+        wait::until(Duration::from_secs(20), "it is removed", || {
+            let output = self.dog(through, &["node", "remove", id]);
+            if output.status == 0 { Ok(()) } else { Err(output) }
+        });
+    }
+
     /// The sheep with this id, if it is running.
     #[track_caller]
     pub fn by_id(&self, id: &str) -> Option<usize> {

@@ -476,10 +476,7 @@ fn a_damaged_log_names_a_way_out_that_works() {
     let aside = ring.work().join("aside");
     fs::rename(&ring[2].dir, &aside).expect("moved away");
     ring[2].start();
-    wait::until(Duration::from_secs(20), "the old id is removed", || {
-        let output = ring.dog(0, &["node", "remove", &old]);
-        if output.status == 0 { Ok(()) } else { Err(output) }
-    });
+    ring.wait_removed(0, &old);
     ring.wait_full();
     assert_eq!(ring.open(2, "vol").read(0, DATA.len() as u32).expect("read"), DATA);
     ring.assert_same_everywhere("vol");

@@ -93,6 +93,23 @@ fn the_whole_ring() {
     load.finish(&ring, &ring.everywhere(), "kill -9 the whole ring");
 }
 
+/// The leader cannot let them in without them, so they have to start their logs without having been let in.
+#[test]
+fn all_but_the_leader() {
+    let mut ring = ring_with_vdi(3);
+    let leader = ring.leader();
+    let others: Vec<usize> = (0..3).filter(|index| *index != leader).collect();
+    let load = Load::new("vol", ring.everywhere()).start();
+    for away in [0, 3_000] {
+        load.progress(200);
+        others.iter().for_each(|index| ring[*index].kill());
+        std::thread::sleep(Duration::from_millis(away));
+        ring.start_all();
+        ring.wait_full();
+    }
+    load.finish(&ring, &ring.everywhere(), "kill -9 all but the leader");
+}
+
 #[test]
 fn a_restart_before_anybody_noticed() {
     let mut ring = ring_with_vdi(3);

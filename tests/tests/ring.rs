@@ -305,10 +305,7 @@ fn the_copy_of_a_directory_in_use_is_turned_away_and_the_original_goes_on() {
                 let new = ring.id(other);
                 assert_ne!(new, id);
                 ring[other].kill();
-                wait::until(Duration::from_secs(20), "it is removed again", || {
-                    let output = ring.dog(leader, &["node", "remove", &new]);
-                    if output.status == 0 { Ok(()) } else { Err(output) }
-                });
+                ring.wait_removed(leader, &new);
                 break;
             };
             assert!(refusal.stderr.contains("is running elsewhere: this directory is a copy"), "{refusal:?}");
@@ -345,10 +342,7 @@ fn a_directory_that_is_put_back_while_its_ring_goes_on_is_not_taken_for_the_node
     ring[victim].start();
     assert_ne!(ring.id(victim), id);
     assert!(ring[victim].log().contains("older than what the ring has seen of it"));
-    wait::until(Duration::from_secs(20), "what was there before is removed", || {
-        let output = ring.dog(victim, &["node", "remove", &id]);
-        if output.status == 0 { Ok(()) } else { Err(output) }
-    });
+    ring.wait_removed(victim, &id);
     ring.wait_full();
     let read = ring.open(victim, "vol").read(0, 8192).expect("read");
     assert_eq!(read, [1; 8192]);
@@ -359,10 +353,7 @@ fn a_removed_node_ends_although_its_own_log_still_has_it() {
     let mut ring = Ring::formatted(4);
     let id = ring.id(3);
     ring[3].kill();
-    wait::until(Duration::from_secs(20), "it is removed", || {
-        let output = ring.dog(0, &["node", "remove", &id]);
-        if output.status == 0 { Ok(()) } else { Err(output) }
-    });
+    ring.wait_removed(0, &id);
     (0..3).for_each(|index| ring[index].kill());
     // Nobody can tell it yet, so it goes on with what it knows.
     ring[3].launch();
