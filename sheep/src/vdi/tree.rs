@@ -16,6 +16,7 @@ use wire::frame::Payload;
 use wire::id::{Birth, Oid};
 use wire::peer::ObjectRef;
 
+use super::context::RETRY_DELAY;
 use super::map::{self, Entry, FANOUT, PAGE_SIZE};
 use super::object::{Change, Object};
 use super::owner::{IoFailure, Owner};
@@ -200,7 +201,10 @@ impl Owner {
                     tracing::warn!(vdi = %self.vdi, ?reply, "the map's root was refused");
                     return Err(IoFailure::NotOwner);
                 }
-                Err(error) => tracing::debug!(%error, "the map's root could not be logged yet"),
+                Err(error) => {
+                    tracing::debug!(%error, "the map's root could not be logged yet");
+                    self.context.view.change(RETRY_DELAY).await;
+                }
             }
         }
     }
