@@ -63,9 +63,10 @@ pub(super) fn can_be_copied_to(world: &World, fault: Fault, victim: Machine) -> 
 }
 
 /// Whose directories may be copied. A copy of one in use is found out if it is old, or while the others see the sheep
-/// that uses it.
+/// that uses it: if its lease has lapsed, nobody can tell it from the copy.
 fn to_copy(world: &World, fault: Fault, to: Machine) -> Vec<Machine> {
-    let found_out = |m| is_outdated(world, m) || world.can_lose_disk(m);
+    let leased = |m| world.running(m).is_some_and(|r| r.ring.lease.is_valid());
+    let found_out = |m| is_outdated(world, m) || leased(m) && world.can_lose_disk(m);
     let may = |m: &Machine| *m != to && world.running(*m).is_some();
     let may = |m: &Machine| may(m) && (fault == Fault::MoveDir || found_out(*m));
     world.storing().filter(may).collect()

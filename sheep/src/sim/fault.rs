@@ -181,7 +181,7 @@ fn applies(world: &World, disks: &Disks, fault: Fault, victim: Machine) -> bool 
         return world.hosts.iter().any(|h| h.absent);
     }
     if fault == Fault::MoveDir {
-        return directories::can_be_copied_to(world, fault, victim);
+        return disks.are_settled() && directories::can_be_copied_to(world, fault, victim);
     }
     if fault == Fault::CopyDir {
         return world.storing().any(|m| world.running(m).is_some());
@@ -208,7 +208,8 @@ fn applies(world: &World, disks: &Disks, fault: Fault, victim: Machine) -> bool 
         }
         Fault::PowerLoss => world.hosts[victim].powered,
         Fault::RingPowerLoss => world.hosts.iter().any(|h| h.powered),
-        Fault::Wipe => world.can_lose_disk(victim),
+        // A VDI that is being created may get its copies from whom the ring does not know to be gone.
+        Fault::Wipe => disks.are_settled() && world.can_lose_disk(victim),
         Fault::RollBack => world.hosts[victim].backup.is_none() || directories::can_roll_back(world, victim),
         Fault::Retire => world.can_lose_disk(victim) && operator::can_retire(world, victim),
         Fault::FullDisk => true,
@@ -216,7 +217,7 @@ fn applies(world: &World, disks: &Disks, fault: Fault, victim: Machine) -> bool 
         Fault::Rot => {
             world.can_lose_disk(victim) && world.running(victim).is_some_and(|r| r.replica.is_some())
         }
-        Fault::Create => disks.can_create(),
+        Fault::Create => disks.can_create() && !world.fragile,
         Fault::Delete => disks.can_delete(),
         Fault::StorageRestart => world.storing().any(|m| world.is_up(m)),
         Fault::Stop => world.running(victim).is_some() && world.hosts[victim].stopped_until.is_none(),
@@ -362,13 +363,18 @@ pub(super) fn finish(world: &mut World, disks: &Disks) {
             world.story.tell(format!("a sync fails at {machine}"));
             judge(world, disks);
         }
-        let out = || world.known.as_ref()?.node(world.hosts[machine].node?)?.disk_failed.clone();
-        if world.hosts[machine].repair_at.is_none() && (failed || world.is_up(machine) && out().is_some()) {
+        let told = || world.known.as_ref()?.node(world.hosts[machine].node?)?.disk_failed.clone();
+        let is_out = told().is_some();
+        if world.hosts[machine].repair_at.is_none() && (failed || world.is_up(machine) && is_out) {
             let time = Duration::from_millis(world.rng.random_range(1_000..8_000));
             world.hosts[machine].repair_at = Some(world.now + time);
         }
         if world.hosts[machine].repair_at.is_some_and(|at| at <= world.now) {
             world.hosts[machine].repair_at = None;
+            // The ring may have heard of a new process since.
+            if !failed && !is_out {
+                continue;
+            }
             world.story.tell(format!("somebody starts machine {machine} again, whose disk failed"));
             lose_power(world, disks, &[machine]);
         }

@@ -264,7 +264,8 @@ impl World {
         };
         let voters = self.present().find_map(|m| {
             let running = self.running(m).filter(|r| r.ring.leader.leads())?;
-            Some(running.ring.log.metrics().voters)
+            let spared = host.node.is_none_or(|node| running.ring.log.can_spare(node));
+            Some((running.ring.log.metrics().voters, spared))
         });
         // A process that has just begun may not be in the ring yet, while the one before it seems to be.
         let state = self.state();
@@ -274,7 +275,8 @@ impl World {
             session.is_some() && known == session
         });
         let here: Vec<NodeId> = self.present().filter_map(|m| self.running(m)).map(|r| r.node).collect();
-        let all_vote = voters.is_some_and(|voters| voters.iter().all(|v| here.contains(v)));
+        let all_vote =
+            voters.is_some_and(|(voters, spared)| spared && voters.iter().all(|v| here.contains(v)));
         host.plan.gateway_only && !host.absent
             || all_vote && joined && self.gone.is_empty() && self.is_whole() && self.hosts.iter().all(sound)
     }

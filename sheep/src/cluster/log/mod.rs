@@ -318,6 +318,17 @@ impl<M: Machine> ClusterLog<M> {
         self.inner.raft.metrics().borrow().last_log_index.unwrap_or(0)
     }
 
+    /// Whether the voters have a majority without `node`, in each configuration that is in force.
+    #[cfg(test)]
+    pub(crate) fn can_spare(&self, node: NodeId) -> bool {
+        let metrics = self.inner.raft.metrics().borrow().clone();
+        let configs = metrics.membership_config.membership().get_joint_config();
+        configs.iter().all(|voters| {
+            let left = voters.iter().filter(|voter| **voter != node.0).count();
+            left > voters.len() / 2
+        })
+    }
+
     /// When the newest message that a majority has confirmed was sent, whatever became of the lead since.
     fn confirmed_at(&self, metrics: &types::Metrics) -> Option<Duration> {
         if metrics.state != ServerState::Leader {
